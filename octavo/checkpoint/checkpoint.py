@@ -1,0 +1,239 @@
+"""A checkpoint of either layout, opened: its config and every tensor's place, all checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoint import compressed, huggingface, mistral, tensors
+from octavo.checkpoint.ministral import MINISTRAL_8B, is_ministral_8b, with_true_pattern
+from octavo.checkpoint.tensors import TensorInfo
+from octavo.config import AttentionPattern, ModelConfig
+from octavo.errors import CheckpointError, ConfigError
+
+FORMATS = ("auto", "mistral", "hf")
+_FLOATS = {"BF16", "F16", "F32"}
+_DTYPE_NAMES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+}
+# Buffers that older exporters wrote beside the weights; they carry nothing.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq", "rope.freqs")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose tensors all have the names, shapes and dtypes that its config asks for.
+
+    Attributes:
+        folder: where it lies.
+        config: the architecture, with the pattern and quantisation that will run.
+        tensors: the place of every tensor, by its name in `octavo.model`.
+        interleaved: whether the rows of wq and wk are in Mistral's rotary order.
+    """
+
+    folder: Path
+    config: ModelConfig
+    tensors: dict[str, TensorInfo]
+    interleaved: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the floating-point weights: that of the embedding."""
+        return tensors.DTYPES[self.tensors["tok_embeddings.weight"].dtype]
+
+    def load(self, dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
+        """Every tensor by its name in `octavo.model`.
+
+        Weights that need no change stay memory-mapped. The others are copied one at a time, and
+        the mapping that each was read through is let go before the next.
+
+        Args:
+            dtype: of the floating-point weights; None or "auto" keeps the file's.
+        """
+        target = self.dtype if dtype in (None, "auto") else parse_dtype(dtype)
+        return {name: self._load(name, info, target) for name, info in self.tensors.items()}
+
+    def _load(self, name: str, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+        tensor = info.read()
+        if name.endswith(".weight_scale"):
+            tensor = tensor.reshape(-1).float()
+        elif tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if self.interleaved and name.rsplit(".", 2)[-2] in ("wq", "wk"):
+            tensor = mistral.half_split_from_interleaved(tensor, self.config.head_dim)
+        return tensor
+
+
+def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A torch dtype from itself or its usual names. Raises ConfigError for any other."""
+    if isinstance(dtype, torch.dtype) and dtype in _DTYPE_NAMES.values():
+        return dtype
+    if isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPE_NAMES:
+        return _DTYPE_NAMES[dtype.removeprefix("torch.")]
+    raise ConfigError(f"dtype: {dtype!r} is not one of auto, bfloat16, float16, float32")
+
+
+def read_config(
+    folder: Path,
+    *,
+    config_format: str = "auto",
+    load_format: str = "auto",
+    attention_pattern: str | None = None,
+) -> ModelConfig:
+    """The architecture that a folder's files describe; needs no weights.
+
+    Args:
+        folder: the checkpoint's folder.
+        config_format: `mistral` (params.json), `hf` (config.json), or `auto`: whichever belongs
+            to the weights that are there.
+        load_format: `mistral` (consolidated…), `hf` (model…), or `auto`: those that are there,
+            Mistral's if both are.
+        attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
+
+    Raises:
+        ConfigError, CheckpointError: naming the file and the field at fault.
+    """
+    config_format, load_format = _choose_formats(folder, config_format, load_format)
+    reader = mistral if config_format == "mistral" else huggingface
+    config = reader.read_config(folder)
+    if attention_pattern is None:
+        config = with_true_pattern(config)
+    else:
+        if is_ministral_8b(config):
+            config = replace(config, max_seq_len=MINISTRAL_8B.max_seq_len)
+        pattern = AttentionPattern.parse(attention_pattern, config.max_seq_len)
+        config = replace(config, windows=pattern.per_layer(config.n_layers))
+    if load_format == "hf":
+        config = replace(config, quantization=compressed.read_quantization(folder, config))
+    return config
+
+
+def open_checkpoint(
+    folder: Path,
+    *,
+    config_format: str = "auto",
+    load_format: str = "auto",
+    attention_pattern: str | None = None,
+) -> Checkpoint:
+    """Read a checkpoint's config and headers, and check that they fit. Reads no weights.
+
+    Args and errors as in `read_config`, and CheckpointError for the weights: naming the file and
+    tensor.
+    """
+    config = read_config(
+        folder,
+        config_format=config_format,
+        load_format=load_format,
+        attention_pattern=attention_pattern,
+    )
+    _, load_format = _choose_formats(folder, config_format, load_format)
+    stem = mistral.WEIGHTS if load_format == "mistral" else huggingface.WEIGHTS
+    stored = tensors.list_tensors(tensors.find_files(folder, stem))
+    found = _match(folder, config, stored, hugging_face=load_format == "hf")
+    return Checkpoint(folder, config, found, interleaved=load_format == "mistral")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder has weights in either layout, whole or not."""
+    return any(tensors.has_files(folder, m.WEIGHTS) for m in (mistral, huggingface))
+
+
+def _choose_formats(folder: Path, config_format: str, load_format: str) -> tuple[str, str]:
+    """(config_format, load_format) with `auto` decided by what the folder holds."""
+    for option, value in (("config_format", config_format), ("load_format", load_format)):
+        if value not in FORMATS:
+            raise ConfigError(f"{option}: {value!r} is not one of {', '.join(FORMATS)}")
+    has_params = (folder / mistral.PARAMS).is_file()
+    has_config = (folder / huggingface.CONFIG).is_file()
+    if config_format == "auto" and not (has_params or has_config):
+        raise ConfigError(
+            f"{folder}: no model here, neither {mistral.PARAMS} nor {huggingface.CONFIG}"
+        )
+    has_mistral_weights = tensors.has_files(folder, mistral.WEIGHTS)
+    has_hf_weights = tensors.has_files(folder, huggingface.WEIGHTS)
+    if config_format == "auto":
+        # A config that lies with its own weights speaks for them.
+        params_speak = has_mistral_weights or not (has_config and has_hf_weights)
+        config_format = "mistral" if has_params and params_speak else "hf"
+        if not has_config:
+            config_format = "mistral"
+    if load_format == "auto":
+        load_format = config_format
+        if has_mistral_weights != has_hf_weights:
+            load_format = "mistral" if has_mistral_weights else "hf"
+    return config_format, load_format
+
+
+def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the model needs, by its name, with its shape."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_embeddings.weight": (config.vocab_size, config.dim),
+        "norm.weight": (config.dim,),
+    }
+    for i in range(config.n_layers):
+        shapes[f"layers.{i}.attention_norm.weight"] = (config.dim,)
+        shapes[f"layers.{i}.ffn_norm.weight"] = (config.dim,)
+    quantized = config.quantization.linears if config.quantization else frozenset()
+    for name in config.linear_names():
+        if name == "output" and config.tied_embeddings:
+            continue
+        shapes[f"{name}.weight"] = config.linear_shape(name)
+        if name in quantized:
+            shapes[f"{name}.weight_scale"] = (config.linear_shape(name)[0], 1)
+    return shapes
+
+
+def _match(
+    folder: Path, config: ModelConfig, stored: dict[str, TensorInfo], hugging_face: bool
+) -> dict[str, TensorInfo]:
+    """Find each expected tensor among those stored; every mismatch is an error."""
+    found: dict[str, TensorInfo] = {}
+    remaining = dict(stored)
+    for name, shape in _expected_shapes(config).items():
+        module, kind = name.rsplit(".", 1)
+        stored_name = f"{huggingface.module_name(module)}.{kind}" if hugging_face else name
+        info = remaining.pop(stored_name, None)
+        if info is None:
+            raise CheckpointError(f"{folder}: the tensor {stored_name} is missing")
+        _require(info, shape, _dtypes_of(name, config))
+        found[name] = info
+    if config.tied_embeddings:  # some exporters write the shared matrix twice
+        remaining.pop("lm_head.weight" if hugging_face else "output.weight", None)
+    for info in remaining.values():
+        if not info.name.endswith(_IGNORED_SUFFIXES):
+            raise CheckpointError(
+                f"{info.file}: the tensor {info.name} is not part of this model; "
+                "is the config the one that belongs to these weights?"
+            )
+    return found
+
+
+def _dtypes_of(name: str, config: ModelConfig) -> set[str]:
+    module = name.removesuffix(".weight")
+    if config.quantization and module in config.quantization.linears:
+        return {"I8"}
+    return _FLOATS
+
+
+def _require(info: TensorInfo, shape: tuple[int, ...], dtypes: set[str]) -> None:
+    flat_scale = info.name.endswith("weight_scale") and info.shape == shape[:1]
+    if info.shape != shape and not flat_scale:
+        raise CheckpointError(
+            f"{info.file}: the tensor {info.name} has shape {list(info.shape)}, "
+            f"the config asks for {list(shape)}"
+        )
+    if info.dtype not in dtypes:
+        raise CheckpointError(
+            f"{info.file}: the tensor {info.name} has dtype {info.dtype}, "
+            f"expected {' or '.join(sorted(dtypes))}"
+        )

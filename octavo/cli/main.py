@@ -1,0 +1,64 @@
+"""`octavo`: the commands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from octavo.cli.chat import chat
+from octavo.cli.demo import demo
+from octavo.cli.download import download
+from octavo.cli.generate import generate
+from octavo.cli.inspect import inspect
+from octavo.errors import OctavoError
+from octavo.version import __version__
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    name="octavo",
+    help="Ministral in 8 bits, at its full context, on one small machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, chat, generate, inspect, download):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        print(f"octavo {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; an error a user can cause is one line on stderr and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        app()
+    except OctavoError as error:
+        print(f"octavo: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        print("octavo: out of memory; try a shorter prompt or --max-model-len", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("octavo: out of memory; try a shorter prompt or --max-model-len", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

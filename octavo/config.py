@@ -1,0 +1,200 @@
+"""What a checkpoint says of itself: the architecture, its attention pattern, its quantisation.
+
+Names are those of Mistral's `params.json`. Readers of the files are in `octavo.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from octavo.errors import ConfigError
+
+_SIZE = re.compile(r"(\d+)\s*([km]?)", re.IGNORECASE)
+
+
+def parse_size(text: str, what: str) -> int:
+    """A count of tokens such as `32768`, `32k` (times 1024) or `1m`; `what` names it in errors."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise ConfigError(f"{what}: {text!r} is not a size; write 32768, 32k or 1m")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def format_size(tokens: int) -> str:
+    """The shortest exact form: 131072 is `128k`, 1000 is `1,000`."""
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """One window a layer, given as a group that repeats over the layers.
+
+    A window of `w` lets a query see the keys less than `w` positions behind it, itself included;
+    None is full attention. Ministral-8B's pattern is `(None, 32768, 32768, 32768)`.
+    """
+
+    windows: tuple[int | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise ConfigError("attention pattern: empty; give at least one window")
+        for window in self.windows:
+            valid = window is None or (type(window) is int and window > 0)
+            if not valid:
+                raise ConfigError(
+                    f"attention pattern: window {window!r} is neither a positive integer nor null"
+                )
+
+    @classmethod
+    def parse(cls, text: str, max_seq_len: int) -> AttentionPattern:
+        """Read `128k,32k,32k,32k`; `full`, or a window that covers the context, is full attention.
+
+        Args:
+            text: comma-separated windows in tokens (`k` is times 1024).
+            max_seq_len: the model's context in tokens.
+
+        Raises:
+            ConfigError: an entry that is no size.
+        """
+        windows: list[int | None] = []
+        for entry in text.split(","):
+            if entry.strip().lower() in ("full", "none", "null"):
+                windows.append(None)
+            else:
+                window = parse_size(entry, "--attention-pattern")
+                windows.append(None if window >= max_seq_len else window)
+        return cls(tuple(windows))
+
+    def per_layer(self, n_layers: int) -> tuple[int | None, ...]:
+        """The pattern repeated over all layers. Raises ConfigError where it does not divide."""
+        if n_layers % len(self.windows):
+            raise ConfigError(
+                f"attention pattern: its {len(self.windows)} entries do not divide "
+                f"the model's {n_layers} layers"
+            )
+        return self.windows * (n_layers // len(self.windows))
+
+    @classmethod
+    def of_layers(cls, windows: tuple[int | None, ...]) -> AttentionPattern:
+        """The shortest group that repeats to `windows`."""
+        n = len(windows)
+        for size in range(1, n + 1):
+            if n % size == 0 and windows[:size] * (n // size) == windows:
+                return cls(windows[:size])
+        return cls(windows)
+
+    def describe(self, max_seq_len: int) -> str:
+        """As the model card writes it: `Ragged (128k,32k,32k,32k)`."""
+        sizes = ",".join(format_size(w or max_seq_len) for w in self.windows)
+        distinct = set(self.windows)
+        if len(distinct) > 1:
+            return f"Ragged ({sizes})"
+        return "Full" if distinct == {None} else f"Sliding window ({sizes})"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which linears are quantised, and how.
+
+    Attributes:
+        scheme: compressed-tensors' name; W8A8 is int8 weights with a scale per output channel and
+            int8 activations with a dynamic scale per token.
+        linears: the quantised modules, by their names in `octavo.model`.
+    """
+
+    scheme: str
+    linears: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of a Mistral-family decoder. Sizes are counts of elements or tokens."""
+
+    dim: int
+    n_layers: int
+    head_dim: int
+    hidden_dim: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+    max_seq_len: int
+    windows: tuple[int | None, ...]
+    tied_embeddings: bool = False
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads"):
+            _positive(name, getattr(self, name))
+        _positive("vocab_size", self.vocab_size)
+        _positive("max_seq_len", self.max_seq_len)
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        if not (self.rope_theta > 0 and self.norm_eps > 0):
+            raise ConfigError("rope_theta and norm_eps must be positive")
+        if len(self.windows) != self.n_layers:
+            raise ConfigError(f"{len(self.windows)} windows for {self.n_layers} layers")
+
+    @property
+    def attention_pattern(self) -> AttentionPattern:
+        return AttentionPattern.of_layers(self.windows)
+
+    def linear_names(self) -> list[str]:
+        """Every linear of the model, in the order the data meets them; the head comes last."""
+        inner = [f"attention.{w}" for w in ("wq", "wk", "wv", "wo")]
+        inner += [f"feed_forward.{w}" for w in ("w1", "w3", "w2")]
+        names = [f"layers.{i}.{name}" for i in range(self.n_layers) for name in inner]
+        return [*names, "output"]
+
+    def n_parameters(self) -> int:
+        """Parameters from the shape alone (scales of a quantised checkpoint are not counted)."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        attention = 2 * self.dim * q + 2 * self.dim * kv
+        layer = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
+        embeddings = self.vocab_size * self.dim * (1 if self.tied_embeddings else 2)
+        return self.n_layers * layer + self.dim + embeddings
+
+    def weight_bytes(self, element_size: int = 2) -> int:
+        """Bytes of all weights, `element_size` for each that is not quantised.
+
+        A quantised W8A8 linear takes a byte a weight and four for each output channel's scale.
+        """
+        if self.quantization is None:
+            return self.n_parameters() * element_size
+        total = self.n_parameters() * element_size
+        for name in self.quantization.linears:
+            out_features, in_features = self.linear_shape(name)
+            total += out_features * in_features * (1 - element_size) + out_features * 4
+        return total
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """(out_features, in_features) of the linear with this name."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        return {
+            "wq": (q, self.dim),
+            "wk": (kv, self.dim),
+            "wv": (kv, self.dim),
+            "wo": (self.dim, q),
+            "w1": (self.hidden_dim, self.dim),
+            "w3": (self.hidden_dim, self.dim),
+            "w2": (self.dim, self.hidden_dim),
+            "output": (self.vocab_size, self.dim),
+        }[name.rsplit(".", 1)[-1]]
+
+    def kv_bytes(self, seq_len: int, element_size: int = 2) -> tuple[int, int]:
+        """Bytes of one sequence's keys and values at `seq_len` tokens: (full, windowed layers)."""
+        token = 2 * self.n_kv_heads * self.head_dim * element_size
+        full = sum(token * seq_len for w in self.windows if w is None)
+        windowed = sum(token * min(w, seq_len) for w in self.windows if w is not None)
+        return full, windowed
+
+
+def _positive(name: str, value: object) -> None:
+    if type(value) is not int or value <= 0:
+        raise ConfigError(f"{name} must be a positive integer, not {value!r}")

@@ -1,0 +1,1 @@
+"""From requests to text: sampling parameters, scheduling, sampling, and the public faces."""

@@ -1,0 +1,229 @@
+"""`LLM`: chats and prompts in, answers out, as vLLM's callers know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from octavo.checkpoint import open_checkpoint, resolve_model
+from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
+from octavo.engine.outputs import RequestOutput
+from octavo.engine.sampling_params import SamplingParams
+from octavo.errors import ConfigError, RequestError
+from octavo.model import Transformer
+from octavo.tokenizer import Tokenizer
+from octavo.tool_calls import split_answer
+
+Message = Any  # OpenAI's dict or one of mistral-common's messages
+
+
+class LLM:
+    """A model with its tokenizer, ready to answer.
+
+    Args:
+        model: a folder, a hub id, or `demo`.
+        tokenizer: a tokenizer file to use instead of the model's own.
+        tokenizer_mode: `auto` or `mistral`, which are the same here.
+        config_format, load_format: `auto`, `mistral` or `hf`.
+        max_model_len: tokens of prompt and answer together; None is the model's context.
+        dtype: of weights and computation; `auto` is the checkpoint's.
+        attention_pattern: such as `128k,32k,32k,32k`, in place of the checkpoint's own.
+        max_num_seqs: answers in the making at once.
+        max_num_batched_tokens: tokens in one forward pass.
+
+    Raises:
+        ConfigError, CheckpointError, TokenizerError: with the file at fault and what to do.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        tokenizer_mode: str = "auto",
+        config_format: str = "auto",
+        load_format: str = "auto",
+        max_model_len: int | None = None,
+        dtype: torch.dtype | str = "auto",
+        attention_pattern: str | None = None,
+        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+    ) -> None:
+        if tokenizer_mode not in ("auto", "mistral"):
+            raise ConfigError(
+                f"tokenizer_mode: {tokenizer_mode!r} is not one of auto, mistral; octavo "
+                "tokenises with mistral-common alone"
+            )
+        for name, value in (
+            ("max_model_len", max_model_len),
+            ("max_num_seqs", max_num_seqs),
+            ("max_num_batched_tokens", max_num_batched_tokens),
+        ):
+            if value is not None and (type(value) is not int or value <= 0):
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        folder = resolve_model(model)
+        checkpoint = open_checkpoint(
+            folder,
+            config_format=config_format,
+            load_format=load_format,
+            attention_pattern=attention_pattern,
+        )
+        context = checkpoint.config.max_seq_len
+        if max_model_len is not None and max_model_len > context:
+            raise ConfigError(
+                f"max_model_len {max_model_len} is more than the model's context of {context}"
+            )
+        self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
+        self.model = Transformer.from_checkpoint(checkpoint, dtype)
+        self.engine = Engine(
+            self.model,
+            self.tokenizer,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+
+    def generate(
+        self,
+        prompts: str | Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue plain text.
+
+        Args:
+            prompts: one prompt or several. Each is a string, a list of token ids, or a dict with
+                `prompt` or `prompt_token_ids`.
+            sampling_params: one for all, or one each.
+            use_tqdm: show a progress bar on stderr.
+
+        Returns:
+            One output a prompt, in their order.
+
+        Raises:
+            RequestError: naming what is wrong with a prompt or parameter.
+        """
+        several = _as_prompts(prompts)
+        encoded = [_encode_prompt(self.tokenizer, prompt) for prompt in several]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in several]
+        return self._run(encoded, texts, sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, in the model's instruct template.
+
+        Args:
+            messages: a conversation, or a list of them. Its messages are OpenAI's dicts or
+                mistral-common's objects.
+            sampling_params: one for all, or one each.
+            tools: offered to the model in every conversation; its calls are in `.tool_calls`.
+            use_tqdm: show a progress bar on stderr.
+
+        Returns:
+            One output a conversation, in their order.
+
+        Raises:
+            RequestError: naming what is wrong with a message or parameter.
+        """
+        conversations = _as_conversations(messages)
+        encoded = [self.tokenizer.encode_chat(c, tools) for c in conversations]
+        outputs = self._run(encoded, [None] * len(encoded), sampling_params, use_tqdm)
+        return [self.with_tool_calls(output) for output in outputs]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Answer one conversation; its output after each token, whole up to there.
+
+        Stopping the iteration stops the answer.
+        """
+        prompt_ids = self.tokenizer.encode_chat(messages, tools)
+        request_id = self.engine.add_request(prompt_ids, sampling_params or SamplingParams())
+        for output in self.engine.stream(request_id):
+            yield self.with_tool_calls(output) if output.finished else output
+
+    def _run(
+        self,
+        encoded: list[list[int]],
+        texts: list[str | None],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        params = _one_each(sampling_params, len(encoded))
+        request_ids: list[int] = []
+        try:
+            for prompt_ids, text, each in zip(encoded, texts, params, strict=True):
+                request_ids.append(self.engine.add_request(prompt_ids, each, text))
+        except RequestError as error:
+            for request_id in request_ids:
+                self.engine.abort(request_id)
+            if len(encoded) > 1:
+                raise RequestError(f"prompt {len(request_ids)}: {error}") from None
+            raise
+        outputs = {}
+        with tqdm(total=len(request_ids), disable=not use_tqdm, unit="prompt") as bar:
+            for output in self.engine.run(request_ids):
+                outputs[output.request_id] = output
+                bar.update()
+        return [outputs[request_id] for request_id in request_ids]
+
+    def with_tool_calls(self, output: RequestOutput) -> RequestOutput:
+        """The same output, each answer's `tool_calls` filled from its tokens."""
+        for answer in output.outputs:
+            _, answer.tool_calls = split_answer(self.tokenizer, answer.token_ids)
+        return output
+
+
+def _as_prompts(prompts: str | Sequence[Any]) -> list[Any]:
+    """One prompt or several, as a list; a flat list of integers is one prompt of token ids."""
+    if isinstance(prompts, (str, dict)):
+        return [prompts]
+    several = list(prompts)
+    if several and all(type(token) is int for token in several):
+        return [several]
+    return several
+
+
+def _encode_prompt(tokenizer: Tokenizer, prompt: Any) -> list[int]:
+    if isinstance(prompt, dict):
+        prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    if isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
+        return list(prompt)
+    raise RequestError(f"a prompt is a string or a list of token ids, not {type(prompt).__name__}")
+
+
+def _as_conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
+    if isinstance(messages, (str, dict)) or not isinstance(messages, Sequence):
+        raise RequestError(f"messages: a list of messages, not {type(messages).__name__}")
+    if messages and isinstance(messages[0], Sequence) and not isinstance(messages[0], str):
+        return list(messages)
+    return [messages]
+
+
+def _one_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} sampling_params for {count} prompts")
+    return list(params)

@@ -1,0 +1,196 @@
+"""The Mistral-family decoder: embedding, layers of attention and SwiGLU, norm, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from octavo import kernels
+from octavo.cache import RaggedCache
+from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
+from octavo.config import ModelConfig
+from octavo.errors import RequestError
+from octavo.model.attention import Attention
+from octavo.model.linear import make_linear
+from octavo.model.rope import rotary_angles
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; `weight` is [dim]."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(SiLU(w1 x) · w3 x)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.w1 = make_linear(config, f"layers.{layer}.feed_forward.w1")
+        self.w2 = make_linear(config, f"layers.{layer}.feed_forward.w2")
+        self.w3 = make_linear(config, f"layers.{layer}.feed_forward.w3")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(kernels.silu_mul(self.w1(x), self.w3(x)))
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each on the normed stream and added back to it."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config, layer)
+
+    def forward(
+        self,
+        x: Tensor,  # [T, dim]
+        rotary: tuple[Tensor, Tensor],
+        seqlens: Sequence[int],
+        cache: Sequence[RaggedCache] | None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, seqlens, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """A decoder over packed sequences: tokens of several sequences end to end, no padding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = make_linear(config, "output")
+        if config.tied_embeddings:
+            self.output.weight = self.tok_embeddings.weight
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        attention_pattern: str | None = None,
+        softmax_fp32: bool = True,
+    ) -> Transformer:
+        """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
+
+        Args:
+            path: a folder, a hub id, or `demo`.
+            dtype: of the floating-point weights and of the computation; None keeps the file's.
+            attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
+            softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
+                which costs no memory here since it is taken in blocks.
+
+        Raises:
+            CheckpointError, ConfigError: with the file and tensor at fault.
+        """
+        checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
+        return cls.from_checkpoint(checkpoint, dtype)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
+    ) -> Transformer:
+        """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
+        with torch.device("meta"):
+            model = cls(checkpoint.config)
+        model.load_state_dict(checkpoint.load(dtype), strict=True, assign=True)
+        if checkpoint.config.tied_embeddings:  # assigning one of the two has parted them
+            model.output.weight = model.tok_embeddings.weight
+        return model.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tok_embeddings.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.tok_embeddings.weight.device
+
+    def new_cache(self, capacity: int) -> RaggedCache:
+        """An empty cache for one sequence of at most `capacity` tokens."""
+        return RaggedCache.for_model(self.config, capacity, self.dtype, self.device)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        seqlens: Sequence[int],
+        cache: Sequence[RaggedCache] | None = None,
+    ) -> Tensor:
+        """The last layer's normed output, [T, dim]; arguments as in `forward`."""
+        self._check(input_ids, seqlens, cache)
+        starts = (
+            [sequence.length for sequence in cache] if cache is not None else [0] * len(seqlens)
+        )
+        positions = torch.cat(
+            [torch.arange(start, start + n) for start, n in zip(starts, seqlens, strict=True)]
+        ).to(self.device)
+        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x = self.tok_embeddings(input_ids)
+        for layer in self.layers:
+            x = layer(x, rotary, seqlens, cache)
+        for sequence, n in zip(cache or (), seqlens, strict=False):
+            sequence.length += n
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, dim] to fp32 [T, vocab_size]; ask only for the rows that are needed."""
+        return self.output(hidden).float()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        seqlens: Sequence[int],
+        cache: Sequence[RaggedCache] | None = None,
+    ) -> Tensor:
+        """Logits of every token.
+
+        Args:
+            input_ids: [T] integers, the sequences' new tokens one after another.
+            seqlens: [B], how many tokens each sequence brings; sums to T.
+            cache: [B], one `RaggedCache` a sequence: the tokens go on from what it holds and are
+                added to it. None is one plain causal pass.
+
+        Returns:
+            [T, vocab_size] fp32.
+
+        Raises:
+            RequestError: lengths that do not add up, ids outside the vocabulary, a full cache.
+        """
+        return self.logits(self.hidden(input_ids, seqlens, cache))
+
+    def _check(
+        self, input_ids: Tensor, seqlens: Sequence[int], cache: Sequence[RaggedCache] | None
+    ) -> None:
+        if input_ids.dim() != 1 or input_ids.numel() == 0:
+            raise RequestError(f"input_ids must be [T] with T > 0, not {list(input_ids.shape)}")
+        if min(seqlens, default=0) <= 0 or sum(seqlens) != input_ids.numel():
+            raise RequestError(
+                f"seqlens {list(seqlens)} must be positive and add up to the "
+                f"{input_ids.numel()} tokens of input_ids"
+            )
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise RequestError(
+                f"token ids must be in 0…{self.config.vocab_size - 1}; found {low}…{high}"
+            )
+        if cache is None:
+            return
+        if len(cache) != len(seqlens):
+            raise RequestError(f"{len(cache)} caches for {len(seqlens)} sequences")
+        for sequence, n in zip(cache, seqlens, strict=True):
+            sequence.require_room(n)

@@ -1,0 +1,219 @@
+"""mistral-common behind one small door: encode text, chats and tools; stream text back."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from octavo.config import ModelConfig
+from octavo.errors import RequestError, TokenizerError
+
+# Newest first; V3-Tekken is Ministral's, the sentencepiece ones are those of older 7B models.
+FILES = ("tekken.json", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
+V3_TEKKEN_VOCAB_SIZE = 131_072
+_INCOMPLETE = "\ufffd"  # what decoding yields for a character whose bytes are not all there
+
+logger = logging.getLogger("octavo")
+
+
+class Tokenizer:
+    """A Mistral tokenizer with its instruct template.
+
+    Attributes:
+        mistral: the mistral-common tokenizer underneath.
+        path: the file it came from.
+    """
+
+    def __init__(self, mistral: MistralTokenizer, path: Path) -> None:
+        self.mistral = mistral
+        self.path = path
+        self._base: Any = mistral.instruct_tokenizer.tokenizer
+        self.vocab_size: int = self._base.n_words
+        self.bos_id: int = self._base.bos_id
+        self.eos_id: int = self._base.eos_id
+        self.tool_calls_id: int | None = self._special(SpecialTokens.tool_calls.value)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Load `tekken.json` or a sentencepiece `tokenizer.model.v*`.
+
+        Raises:
+            TokenizerError: missing, damaged, or of a kind mistral-common does not know.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise TokenizerError(f"{path}: no such tokenizer file")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # notices meant for mistral-common's own users
+                return cls(MistralTokenizer.from_file(str(path)), path)
+        except ImportError:
+            raise TokenizerError(
+                f"{path}: needs sentencepiece; install octavo[sentencepiece]"
+            ) from None
+        except Exception as error:  # a damaged file surfaces as whatever its parser raises
+            reason = str(error).strip().splitlines()
+            detail = reason[0][:200] if reason else type(error).__name__
+            raise TokenizerError(f"{path}: not a tokenizer that can be read: {detail}") from None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Load the tokenizer that lies beside a checkpoint.
+
+        Raises:
+            TokenizerError: none there.
+        """
+        folder = Path(folder)
+        for name in FILES:
+            if (folder / name).is_file():
+                return cls.from_file(folder / name)
+        raise TokenizerError(
+            f"{folder}: no tokenizer (looked for {', '.join(FILES)}); copy the model's tekken.json "
+            "there, or name a file with --tokenizer"
+        )
+
+    @classmethod
+    def for_model(
+        cls, folder: Path, config: ModelConfig, file: str | Path | None = None
+    ) -> Tokenizer:
+        """The tokenizer of a checkpoint, checked against its embedding.
+
+        A repository that holds V3-Tekken only in Hugging Face's form (`tokenizer.json`) gets the
+        copy that mistral-common ships, and a line that says so.
+
+        Args:
+            folder: the checkpoint's.
+            config: its architecture.
+            file: a tokenizer file to use instead of the folder's.
+
+        Raises:
+            TokenizerError: missing, or its vocabulary is not the embedding's.
+        """
+        if file is not None:
+            tokenizer = cls.from_file(file)
+        elif (
+            config.vocab_size == V3_TEKKEN_VOCAB_SIZE
+            and (folder / "tokenizer.json").is_file()
+            and not any((folder / name).is_file() for name in FILES)
+        ):
+            mistral = MistralTokenizer.v3(is_tekken=True)
+            tokenizer = cls(mistral, Path(mistral.instruct_tokenizer.tokenizer.file_path))
+            logger.warning(
+                "octavo: no tekken.json in %s; using the V3-Tekken that mistral-common ships",
+                folder,
+            )
+        else:
+            tokenizer = cls.from_folder(folder)
+        if tokenizer.vocab_size != config.vocab_size:
+            raise TokenizerError(
+                f"{tokenizer.path}: {tokenizer.vocab_size} tokens, but the model's embedding has "
+                f"{config.vocab_size} rows; this is another model's tokenizer"
+            )
+        return tokenizer
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Token ids of plain text; markup such as [INST] in it is only text."""
+        return self._base.encode(text, bos=bos, eos=False)
+
+    def encode_chat(
+        self, messages: Sequence[Any], tools: Sequence[Any] | None = None, **request: Any
+    ) -> list[int]:
+        """Token ids of a conversation in the model's instruct template.
+
+        Args:
+            messages: OpenAI's dicts (role, content, tool_calls, …) or mistral-common's messages.
+            tools: OpenAI's tool dicts or mistral-common's `Tool`s.
+            request: further fields of mistral-common's ChatCompletionRequest, such as
+                `continue_final_message`.
+
+        Raises:
+            RequestError: a conversation that the template cannot hold.
+        """
+        try:
+            return self.mistral.encode_chat_completion(_request(messages, tools, request)).tokens
+        except MistralCommonException as error:
+            raise RequestError(f"messages: {error}") from None
+        except KeyError as error:
+            raise RequestError(f"messages: a message lacks the field {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RequestError(f"messages: {_first_problem(error)}") from None
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of the ids; control tokens such as </s> are left out unless `special`."""
+        policy = SpecialTokenPolicy.KEEP if special else SpecialTokenPolicy.IGNORE
+        return self._base.decode(list(token_ids), special_token_policy=policy)
+
+    def _special(self, name: str) -> int | None:
+        try:
+            return self._base.get_special_token(name)
+        except Exception:  # sentencepiece files before v2 have no tools
+            return None
+
+
+class Detokenizer:
+    """Text of a growing list of tokens, handed out as soon as its characters are whole.
+
+    Whatever the split, the pieces add up to `tokenizer.decode` of all the tokens, with control
+    tokens if `special`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._token_ids: list[int] = []
+        # Tokens before `_context` are settled. Those up to `_read` are handed out, and decoded
+        # again with the next ones, since sentencepiece drops a space that leads a text.
+        self._context = 0
+        self._read = 0
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """The text that these tokens complete; may be empty."""
+        self._token_ids.extend(token_ids)
+        before, after = self._texts()
+        if after.endswith(_INCOMPLETE):
+            return ""
+        return self._hand_out(before, after)
+
+    def flush(self) -> str:
+        """What is left, an incomplete character included (as U+FFFD)."""
+        return self._hand_out(*self._texts())
+
+    def _texts(self) -> tuple[str, str]:
+        pending = self._token_ids[self._context :]
+        before = pending[: self._read - self._context]
+        decode = self._tokenizer.decode
+        return decode(before, special=self._special), decode(pending, special=self._special)
+
+    def _hand_out(self, before: str, after: str) -> str:
+        self._context, self._read = self._read, len(self._token_ids)
+        return after[len(before) :]
+
+
+def _request(
+    messages: Sequence[Any], tools: Sequence[Any] | None, request: dict[str, Any]
+) -> ChatCompletionRequest:
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
+        raise RequestError(f"messages: a list of messages, not {type(messages).__name__}")
+    if all(isinstance(message, dict) for message in messages):
+        openai_tools = [t if isinstance(t, dict) else t.to_openai() for t in tools or ()] or None
+        return ChatCompletionRequest.from_openai(list(messages), tools=openai_tools, **request)
+    mistral_tools = list(tools) if tools else None
+    return ChatCompletionRequest(messages=list(messages), tools=mistral_tools, **request)
+
+
+def _first_problem(error: Exception) -> str:
+    """One line of a pydantic report: where, and what."""
+    errors = getattr(error, "errors", None)
+    if callable(errors) and (problems := errors()):
+        where = ".".join(str(part) for part in problems[0]["loc"])
+        return f"{where}: {problems[0]['msg']}"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,22 @@ from octavo.errors import CheckpointError, ConfigError
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+TIMEOUT_S = 10.0  # to find out whether the hub answers
 _SMALL_FILES = ("params.json", "config.json", "tekken.json", "tokenizer.model*", "README.md")
 _MISTRAL_WEIGHTS = ("consolidated*.safetensors", "consolidated.safetensors.index.json")
 _HF_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
+@dataclass(frozen=True)
+class Download:
+    """What was fetched: the folder, and the licence that the repository names (or None)."""
+
+    folder: Path
+    license: str | None
+
+
 def resolve_model(model: str | Path) -> Path:
-    """The folder that a MODEL argument names; a hub id is downloaded first, or found in the cache.
+    """The folder that a MODEL argument names; a hub id is found in the cache, or downloaded.
 
     Raises:
         ConfigError: no such folder, and no hub id either.
@@ -30,11 +41,11 @@ def resolve_model(model: str | Path) -> Path:
     if folder.exists():
         raise ConfigError(f"{folder}: is a file; MODEL is a folder, a hub id or `demo`")
     if isinstance(model, str) and _REPO_ID.fullmatch(model):
-        return download(model)
+        return _from_cache(model) or download(model).folder
     raise ConfigError(f"{model}: no such folder; MODEL is a folder, a hub id or `demo`")
 
 
-def download(repo: str, local_dir: Path | None = None, revision: str | None = None) -> Path:
+def download(repo: str, local_dir: Path | None = None, revision: str | None = None) -> Download:
     """Fetch only the files octavo needs; a download that was cut off goes on where it stopped.
 
     Where a repository holds its weights in both layouts, Mistral's is taken, which carries the
@@ -45,25 +56,27 @@ def download(repo: str, local_dir: Path | None = None, revision: str | None = No
         local_dir: where to put the files; None is the hub's cache.
         revision: branch, tag or commit.
 
-    Returns:
-        The folder that holds them.
-
     Raises:
         CheckpointError: the repository does not exist, is gated, or cannot be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    from octavo.checkpoint import resume
+
     target: dict[str, Any] = {"local_dir": local_dir} if local_dir is not None else {}
     try:
-        files = [str(f) for f in HfApi().list_repo_files(repo, revision=revision)]
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=needed(files), **target)
-        )
+        info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT_S)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        for name in files:
+            if any(fnmatch(name, p) for p in needed(files) if p.endswith(".safetensors")):
+                resume.fetch(repo, name, str(info.sha), local_dir, TIMEOUT_S)
+        # What is there already is only checked and linked.
+        folder = snapshot_download(repo, revision=revision, allow_patterns=needed(files), **target)
+    except CheckpointError:
+        raise
     except Exception as error:  # huggingface_hub raises its transport's errors too
-        cached = _from_cache(repo, revision) if local_dir is None else None
-        if cached is not None:
-            return cached
         raise CheckpointError(_explain(repo, error)) from None
+    return Download(Path(folder), _license(info.card_data))
 
 
 def require_repo_id(repo: str) -> None:
@@ -80,14 +93,8 @@ def needed(files: list[str]) -> list[str]:
     return [*_SMALL_FILES, *(_MISTRAL_WEIGHTS if has_mistral else _HF_WEIGHTS)]
 
 
-def license_of(repo: str) -> str | None:
-    """The licence that the repository's model card names, or None where it names none."""
-    from huggingface_hub import HfApi
-
-    try:
-        card = HfApi().model_info(repo).card_data
-    except Exception:
-        return None
+def _license(card: Any) -> str | None:
+    """`name (link)` as a model card's header gives them, or None."""
     if card is None:
         return None
     name = card.get("license_name") or card.get("license")
@@ -95,13 +102,15 @@ def license_of(repo: str) -> str | None:
     return f"{name} ({link})" if name and link else name
 
 
-def _from_cache(repo: str, revision: str | None) -> Path | None:
+def _from_cache(repo: str) -> Path | None:
+    """The repository's folder in the hub's cache if it has been downloaded, whatever its age."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(repo, local_files_only=True))
     except Exception:
         return None
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def _explain(repo: str, error: Exception) -> str:

@@ -5,6 +5,7 @@ The rows of q_proj and k_proj are in the model's own half-split rotary order.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,6 @@ def _rope_theta(config: JsonObject) -> float:
     if kind != "default":
         raise ConfigError(f"{config.path}: rope_type {kind!r}; only default is supported")
     theta = config.values.get("rope_theta", parameters.get("rope_theta", 10_000.0))
-    if not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ConfigError(f"{config.path}: rope_theta must be a positive number, not {theta!r}")
     return float(theta)

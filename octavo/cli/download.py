@@ -22,6 +22,6 @@ def download(
 ) -> None:
     """Download a model; run it again to go on where it was cut off."""
     hub.require_repo_id(repo)
-    folder = hub.download(repo, local_dir, revision)
-    print(folder)
-    print(f"Licence: {hub.license_of(repo) or 'not named on its page; look there before use'}")
+    fetched = hub.download(repo, local_dir, revision)
+    print(fetched.folder)
+    print(f"Licence: {fetched.license or 'not named on its page; look there before use'}")

@@ -1,0 +1,1 @@
+"""The tests; each file guards one thing, and slow ones are marked."""

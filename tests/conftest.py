@@ -1,0 +1,34 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo import LLM
+from octavo.checkpoint import DEMO
+from tests.checkpoints import small_config, write_mistral
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with a real tokenizer: the bundled one's, 2,048 tokens."""
+    folder = tmp_path_factory.mktemp("text-model")
+    config = small_config((None, 8, 8, 8), vocab_size=2048, max_seq_len=512)
+    write_mistral(folder, config)
+    shutil.copy(DEMO / "tekken.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llm(text_model: Path) -> LLM:
+    """The random model, loaded, in fp32."""
+    return LLM(text_model, dtype="float32")

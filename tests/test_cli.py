@@ -1,0 +1,220 @@
+"""The command line as a user types it: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.cli.main import app, main
+
+Capsys = pytest.CaptureFixture[str]
+
+OCTAVO = [sys.executable, "-m", "octavo"]
+
+
+def run(capsys: Capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `octavo ARGUMENTS`, in this process."""
+    saved, sys.argv = sys.argv, ["octavo", *map(str, arguments)]
+    try:
+        main()
+        code: Any = 0
+    except SystemExit as leaving:
+        code = leaving.code or 0
+    finally:
+        sys.argv = saved
+    out, err = capsys.readouterr()
+    return int(code), out, err
+
+
+def fails(capsys: Capsys, *arguments: object) -> str:
+    """stderr of a command that must fail in one line and with exit code 2."""
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and err.startswith("octavo: ") and err.count("\n") == 1
+    return err
+
+
+def test_inspect_prints_the_cards_table_from_the_config_alone(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    config = {
+        "dim": 4096, "n_layers": 36, "head_dim": 128, "hidden_dim": 12288, "n_heads": 32,
+        "n_kv_heads": 8, "vocab_size": 131072, "norm_eps": 1e-5, "rope_theta": 1e8,
+        "max_seq_len": 131072, "sliding_window": [None, 32768, 32768, 32768],
+    }  # fmt: skip
+    (tmp_path / "params.json").write_text(json.dumps(config))
+    code, out, _ = run(capsys, "inspect", tmp_path, "--max-model-len", "128k")
+    assert code == 0
+    rows = {}
+    for line in out.splitlines():
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if len(cells) > 1:
+            rows[cells[0]] = cells[1]
+    assert rows["Parameters"] == "8,019,808,256"
+    assert rows["Layers"] == "36" and rows["KV Heads (GQA)"] == "8"
+    assert rows["Vocab Size"] == "131,072" and rows["Context Length"] == "128k"
+    assert rows["Attention Pattern"] == "Ragged (128k,32k,32k,32k)"
+    assert rows["Weights"] == "16,039,616,512"
+    assert rows["KV cache at 131,072 tokens, 9 full layers"] == "4,831,838,208"
+    assert rows["KV cache at 131,072 tokens, 27 windowed layers"] == "3,623,878,656"
+    assert "No weights in this folder" in out
+
+
+def test_inspect_takes_a_pattern_and_a_length(text_model: Path, capsys: Capsys) -> None:
+    code, out, _ = run(
+        capsys, "inspect", text_model, "--attention-pattern", "16,full", "--max-model-len", 100
+    )
+    assert code == 0 and "Ragged (16,512)" in out and "KV cache at 100 tokens, 2 full" in out
+
+
+def test_inspect_refuses_a_damaged_checkpoint(
+    text_model: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    for file in text_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / "consolidated.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "consolidated.safetensors: truncated" in fails(capsys, "inspect", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["inspect", "MODEL", "--max-model-len", "1m"], "more than the model's context"),
+        (["inspect", "MODEL", "--max-model-len", "long"], "--max-model-len: 'long' is not a size"),
+        (["inspect", "MODEL", "--attention-pattern", "8,8,8"], "3 entries do not divide"),
+        (["inspect", "nowhere/at/all"], "no such folder"),
+        (["generate", "MODEL"], "give either a prompt with -p or a JSONL file with -i"),
+        (["generate", "MODEL", "-p", "x", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate", "MODEL", "-p", "x", "--dtype", "int3"], "dtype: 'int3' is not one of"),
+        (["generate", "MODEL", "-i", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["generate", "MODEL", "-p", "x " * 600], "the model's context is 512"),
+        (["chat", "MODEL", "--max-model-len", "9999"], "max_model_len 9999 is more than"),
+        (["generate", "MODEL", "-p", "x", "--tokenizer", "no.json"], "no.json: no such tokenizer"),
+        (["download", "not-a-repo"], "not-a-repo: not a hub id; write owner/name"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    text_model: Path, capsys: Capsys, arguments: list[str], problem: str
+) -> None:
+    assert problem in fails(capsys, *[text_model if a == "MODEL" else a for a in arguments])
+
+
+def test_generate_prints_what_llm_answers(text_model: Path, llm: LLM, capsys: Capsys) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    expected = llm.chat(messages, SamplingParams(max_tokens=9, temperature=0))[0].outputs[0].text
+    code, out, _ = run(
+        capsys, "generate", text_model, "-p", "Hello", "--max-tokens", 9, "--dtype", "float32"
+    )
+    assert (code, out) == (0, expected + "\n")
+
+
+def test_generate_answers_a_file_line_by_line(
+    text_model: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    records: list[dict[str, Any]] = [
+        {"prompt": "Hello", "id": 1},
+        {"messages": [{"role": "user", "content": "Hello"}], "id": 2},
+        {"messages": [{"role": "assistant", "content": "Hello"}], "id": 3},
+        {"prompt": "x " * 600, "id": 4},
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(json.dumps(r) for r in records) + "\n\n")
+    code, out, err = run(
+        capsys, "generate", text_model, "-i", source, "-o", target, "--max-tokens", 9
+    )
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4] and out == ""
+    assert rows[0]["text"] == rows[1]["text"] and rows[0]["usage"]["completion_tokens"] <= 9
+    assert "start with a user message" in rows[2]["error"] and "context is 512" in rows[3]["error"]
+    assert code == 2 and "2 of 4 records have an `error`" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [("{", "line 2 is not JSON"), ("[]", "line 2 must be an object"), ('{"x": 1}', "line 2 must")],
+)
+def test_a_bad_line_is_named_before_the_model_is_loaded(
+    text_model: Path, tmp_path: Path, capsys: Capsys, line: str, problem: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "ok"}\n' + line)
+    assert problem in fails(capsys, "generate", text_model, "-i", source)
+
+
+def test_chat_over_a_pipe_keeps_and_resets_the_conversation(text_model: Path, llm: LLM) -> None:
+    def answer(*contents: str) -> str:
+        roles = ("user", "assistant") * 2
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+        return llm.chat(messages, SamplingParams(max_tokens=6, temperature=0))[0].outputs[0].text
+
+    first = answer("Hello")
+    done = subprocess.run(
+        [*OCTAVO, "chat", text_model, "--max-tokens", "6", "--dtype", "float32"],
+        input="Hello\nMore\n\n/nonsense\n/reset\nHello\n/quit\nnever read\n",
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    expected = [first, answer("Hello", first, "More"), first]
+    assert done.stdout == "".join(text + "\n" for text in expected)
+    assert "/nonsense: no such command" in done.stderr and "forgotten" in done.stderr
+    assert done.returncode == 0
+
+
+def test_ctrl_c_ends_a_piped_command_without_a_traceback(text_model: Path) -> None:
+    process = subprocess.Popen(
+        [*OCTAVO, "chat", text_model], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("Hello\n")
+    process.stdin.flush()
+    process.stdout.read(1)  # it is answering now
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+
+
+def test_reader_that_leaves_early_is_no_error(text_model: Path) -> None:
+    command = f"{' '.join(OCTAVO)} generate {text_model} -p Hello --max-tokens 300 | head -c 5"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.encode()) <= 8 and done.stderr == ""
+
+
+def test_every_command_explains_itself(capsys: Capsys) -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        code, out, _ = run(capsys, command.callback.__name__, "--help")
+        assert code == 0 and "Usage" in out
+    assert run(capsys, "--version")[1].startswith("octavo ")
+
+
+def test_options_of_the_cards_command_line_are_accepted(text_model: Path, capsys: Capsys) -> None:
+    options = [
+        "--tokenizer_mode",
+        "mistral",
+        "--config_format",
+        "mistral",
+        "--load_format",
+        "mistral",
+    ]
+    code, out, _ = run(capsys, "generate", text_model, "-p", "x", "--max_tokens", 3, *options)
+    assert code == 0 and out.endswith("\n")
+
+
+def test_output_that_cannot_be_written_is_refused(
+    text_model: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "ok"}\n')
+    target = tmp_path / "no" / "such" / "folder.jsonl"
+    assert "cannot be written" in fails(capsys, "generate", text_model, "-i", source, "-o", target)
+    if os.path.exists("/dev/full"):
+        code, _, err = run(capsys, "generate", text_model, "-i", source, "-o", "/dev/full")
+        assert code == 2 and "No space left" in err

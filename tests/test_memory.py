@@ -1,0 +1,87 @@
+"""Memory: a bf16 load stays at the checkpoint's size, a long prompt at its cache and one chunk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import small_config, write_hugging_face, write_mistral
+
+# Peak resident memory above that of a process which has run a model already, so that libraries
+# and their buffers are not counted. Every weight is read once.
+LOAD = """
+import sys
+import torch
+from octavo import Transformer
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+small = Transformer.from_folder(sys.argv[1])
+small(torch.zeros(8, dtype=torch.int64), [8])
+del small
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before = status("VmRSS")
+model = Transformer.from_folder(sys.argv[2])
+for tensor in model.state_dict().values():
+    tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int8).max()
+print(status("VmHWM") - before)
+"""
+
+PREFILL = """
+import sys
+import torch
+from octavo import Transformer
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+model = Transformer.from_folder(sys.argv[1], dtype="float32")
+chunk, length = 256, int(sys.argv[2])
+cache = model.new_cache(length)
+with torch.inference_mode():
+    for start in range(0, length, chunk):
+        model.hidden(torch.zeros(chunk, dtype=torch.int64), [chunk], [cache])
+        if start == length // 2:
+            early = peak()
+print(peak() - early)
+"""
+
+
+def measure(script: str, *arguments: object) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize("write", [write_mistral, write_hugging_face])
+def test_bf16_load_peaks_at_the_checkpoints_size_and_a_tenth(
+    tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    small = write(tmp_path / "small", small_config(), dtype=torch.bfloat16)
+    config = small_config(
+        dim=1024, n_layers=8, head_dim=128, hidden_dim=3072, n_heads=8, vocab_size=16384
+    )
+    folder = write(tmp_path / "large", config, dtype=torch.bfloat16)
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    assert size > 200e6
+    assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
+
+
+def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:
+    config = small_config((None, 64), n_layers=2, n_kv_heads=4, head_dim=128, max_seq_len=16_384)
+    length = 8192
+    full, windowed = config.kv_bytes(length, 4)
+    assert full > 30e6 and windowed < 1e6
+    # The second half of the prompt adds half of its keys and values; its scores alone, were they
+    # all in memory at once, would be 4 heads * 8,192² * 4 bytes = 1 GB.
+    assert measure(PREFILL, write_mistral(tmp_path, config), length) < full

@@ -1,0 +1,182 @@
+"""Templates, streamed text, and tool calls, with the real V3-Tekken and a cut one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mistral_common.protocol.instruct.messages import UserMessage
+from mistral_common.protocol.instruct.tool_calls import Function, Tool
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from octavo.checkpoint import DEMO
+from octavo.checkpoint.ministral import MINISTRAL_8B
+from octavo.errors import RequestError
+from octavo.tokenizer import Detokenizer, Tokenizer
+from octavo.tool_calls import ToolCall, parse_tool_calls, split_answer
+
+TEXTS = [
+    "You don't need to think for 10 seconds.",
+    "Où est la bibliothèque ? 図書館はどこですか。 도서관 🏛️👩‍👩‍👧 e\u0301",
+    " leading and trailing \n\n",
+    "a\ufffdb \ufffd",
+    "def f(x):\n\treturn x  # tab\r\n",
+]
+
+
+@pytest.fixture(scope="module")
+def cut() -> Tokenizer:
+    return Tokenizer.from_file(DEMO / "tekken.json")
+
+
+@pytest.fixture(scope="module")
+def tekken() -> Tokenizer:
+    mistral = MistralTokenizer.v3(is_tekken=True)
+    return Tokenizer(mistral, Path(mistral.instruct_tokenizer.tokenizer.file_path))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Tokenizer:
+    mistral = MistralTokenizer.v3()
+    return Tokenizer(mistral, Path(mistral.instruct_tokenizer.tokenizer.file_path))
+
+
+@pytest.fixture(params=["cut", "tekken", "sentencepiece"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_chat_is_the_cards_template(tekken: Tokenizer) -> None:
+    messages = [
+        {"role": "user", "content": "user message"},
+        {"role": "assistant", "content": "assistant response"},
+        {"role": "user", "content": "new user message"},
+    ]
+    ids = tekken.encode_chat(messages)
+    expected = "<s>[INST]user message[/INST]assistant response</s>[INST]new user message[/INST]"
+    assert tekken.decode(ids, special=True) == expected
+    assert tekken.decode(ids) == "user messageassistant responsenew user message"
+
+
+def test_dicts_and_mistral_commons_messages_encode_the_same(tekken: Tokenizer) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    as_objects = tekken.encode_chat(
+        [UserMessage(content="Weather?")],
+        [Tool(function=Function(name="weather", description="d", parameters=parameters))],
+    )
+    function = {"name": "weather", "description": "d", "parameters": parameters}
+    as_dicts = tekken.encode_chat(
+        [{"role": "user", "content": "Weather?"}], [{"type": "function", "function": function}]
+    )
+    assert as_objects == as_dicts
+    assert "[AVAILABLE_TOOLS]" in tekken.decode(as_dicts, special=True)
+
+
+def test_markup_in_a_users_text_is_only_text(tekken: Tokenizer) -> None:
+    ids = tekken.encode_chat([{"role": "user", "content": "</s>[INST]"}])
+    assert ids.count(tekken.eos_id) == 0 and tekken.decode(ids) == "</s>[INST]"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        "hello",
+        [{"role": "user"}],
+        [{"role": "nobody", "content": "x"}],
+        [{"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": 3}],
+        [{"content": "x"}],
+        ["hello"],
+        [None],
+    ],
+)
+def test_conversation_the_template_cannot_hold_is_refused(cut: Tokenizer, messages: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        cut.encode_chat(messages)
+    assert str(caught.value).startswith("messages: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_streamed_pieces_add_up_whatever_the_split(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    for seed in range(20):
+        chance = random.Random(seed)
+        stream, pieces, rest = Detokenizer(tokenizer), [], list(ids)
+        while rest:
+            n = chance.choice((1, 1, 1, 2, 5))
+            pieces.append(stream.add(rest[:n]))
+            rest = rest[n:]
+        pieces.append(stream.flush())
+        assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_no_piece_ends_in_half_a_character(cut: Tokenizer) -> None:
+    stream = Detokenizer(cut)
+    pieces = [stream.add([token]) for token in cut.encode("図書館 🏛️")]
+    assert "".join(pieces) == "図書館 🏛️" and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_cut_off_character_comes_out_at_the_end(cut: Tokenizer) -> None:
+    ids = cut.encode("ok 🏛", bos=False)[:-1]
+    stream = Detokenizer(cut)
+    streamed = "".join(stream.add([token]) for token in ids)
+    assert streamed == "ok "
+    assert streamed + stream.flush() == cut.decode(ids) == "ok \ufffd"
+
+
+def test_repository_without_tekken_gets_the_shipped_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    tokenizer = Tokenizer.for_model(tmp_path, MINISTRAL_8B)
+    assert tokenizer.vocab_size == 131_072
+    assert any(
+        "using the V3-Tekken that mistral-common ships" in message for message in caplog.messages
+    )
+
+
+def answer_ids(tokenizer: Tokenizer, content: str, calls: str) -> list[int]:
+    assert tokenizer.tool_calls_id is not None
+    content_ids = tokenizer.encode(content, bos=False)
+    return [*content_ids, tokenizer.tool_calls_id, *tokenizer.encode(calls, bos=False), 2]
+
+
+def test_tool_calls_are_parsed_with_ids_of_nine_characters(cut: Tokenizer) -> None:
+    calls = '[{"name": "f", "arguments": {"a": "{[\\"é]}"}}, {"name": "g", "arguments": {}}]'
+    content, parsed = split_answer(cut, answer_ids(cut, "Let me see.", calls))
+    assert content == "Let me see."
+    assert [(c.name, c.arguments) for c in parsed] == [("f", '{"a": "{[\\"é]}"}'), ("g", "{}")]
+    assert all(len(c.id) == 9 and c.id.isalnum() for c in parsed)
+    assert parsed[0].id != parsed[1].id
+
+
+def test_id_the_model_gave_is_kept() -> None:
+    assert parse_tool_calls('[{"name": "f", "arguments": {}, "id": "abcDEF123"}]') == [
+        ToolCall("f", "{}", "abcDEF123")
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"name": "f", "arg', "", "null", "[]", "[1]", '[{"name": 1}]', '{"a": 1}',
+     '[{"name": "f", "arguments": "x"}]', "[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_call_stays_text(cut: Tokenizer, text: str) -> None:
+    assert parse_tool_calls(text) is None
+    if len(text) < 1000:
+        content, calls = split_answer(cut, answer_ids(cut, "", text))
+        assert (content, calls) == (text, [])
+
+
+def test_a_call_goes_back_into_the_template(cut: Tokenizer) -> None:
+    call = ToolCall("f", '{"a": 1}')
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "tool_calls": [call.to_openai()], "content": ""},
+        {"role": "tool", "content": "42", "tool_call_id": call.id, "name": "f"},
+    ]
+    text = cut.decode(cut.encode_chat(messages), special=True)
+    assert f'[TOOL_CALLS][{{"name": "f", "arguments": {{"a": 1}}, "id": "{call.id}"}}]</s>' in text

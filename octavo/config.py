@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from octavo.errors import ConfigError
 
+MAX_LAYERS = 1000  # a damaged config must not fill the memory with layers
 _SIZE = re.compile(r"(\d+)\s*([km]?)", re.IGNORECASE)
 
 
@@ -68,6 +69,8 @@ class AttentionPattern:
 
     def per_layer(self, n_layers: int) -> tuple[int | None, ...]:
         """The pattern repeated over all layers. Raises ConfigError where it does not divide."""
+        if n_layers > MAX_LAYERS:
+            raise ConfigError(f"n_layers {n_layers} is more than the {MAX_LAYERS} any model has")
         if n_layers % len(self.windows):
             raise ConfigError(
                 f"attention pattern: its {len(self.windows)} entries do not divide "

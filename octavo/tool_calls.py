@@ -64,7 +64,7 @@ def parse_tool_calls(text: str) -> list[ToolCall] | None:
     """The calls in the JSON that follows [TOOL_CALLS], or None where it is no such JSON."""
     try:
         entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     if isinstance(entries, dict):
         entries = [entries]

@@ -157,6 +157,7 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
         ("[1]", "holds a list, not a JSON object"),
         ("", "not valid JSON"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"dim": ' + "9" * 5000 + "}", "not JSON that can be read"),
     ],
 )
 def test_config_that_is_no_json_object(mistral: Path, hf: Path, text: str, problem: str) -> None:
@@ -176,6 +177,7 @@ def test_config_that_is_not_text(mistral: Path) -> None:
     [
         ("dim", ..., "the field dim is missing"),
         ("n_layers", -1, "n_layers must be a positive integer, not -1"),
+        ("n_layers", 10**12, "n_layers 1000000000000 is more than the 1000"),
         ("n_layers", "four", "n_layers must be a positive integer, not 'four'"),
         ("norm_eps", float("nan"), "norm_eps must be a positive number"),
         ("n_kv_heads", 3, "n_heads 4 is not a multiple of n_kv_heads 3"),

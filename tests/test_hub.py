@@ -28,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         requests: (method, path, Range header) of every request.
         stall_after: bytes after which a long answer waits for `release`, with `stalled` set; None
             serves all at once.
+        flip: whether one byte of what is sent is wrong.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,6 +36,7 @@ class Hub(ThreadingHTTPServer):
         self.folder = folder
         self.requests: list[tuple[str, str, str | None]] = []
         self.stall_after: int | None = None
+        self.flip = False
         self.stalled, self.release = threading.Event(), threading.Event()
 
     @property
@@ -96,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
+        if self.server.flip and self.path.endswith(".safetensors"):
+            content = content[:-1] + bytes([content[-1] ^ 1])
         at = self.server.stall_after
         if at is not None and len(content) > at:
             self.wfile.write(content[:at])
@@ -199,3 +203,20 @@ def test_weights_of_one_layout_are_enough() -> None:
         ["params.json", "consolidated.safetensors", "model-00001-of-00002.safetensors"]
     )
     assert "model*.safetensors" in needed(["config.json", "params.json", "model.safetensors"])
+
+
+def test_folder_that_cannot_be_written_is_named(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "below"
+    done = octavo(hub.url, tmp_path / "home", "download", REPO, "--local-dir", str(target))
+    assert done.returncode == 2 and "cannot be written: Not a directory" in done.stderr
+
+
+def test_file_that_arrives_damaged_is_thrown_away(hub: Hub, tmp_path: Path) -> None:
+    hub.flip = True
+    target = tmp_path / "here"
+    arguments = ("download", REPO, "--local-dir", str(target))
+    done = octavo(hub.url, tmp_path / "home", *arguments)
+    assert done.returncode == 2 and "consolidated.safetensors arrived damaged" in done.stderr
+    hub.flip = False
+    assert octavo(hub.url, tmp_path / "home", *arguments).returncode == 0

@@ -11,7 +11,7 @@ import torch
 
 from octavo import LLM, SamplingParams, Transformer, generate
 from octavo.engine.engine import Engine
-from octavo.errors import ConfigError, RequestError
+from octavo.errors import CheckpointError, ConfigError, RequestError
 
 PROMPTS = ["Hello", "The sun is yellow. " * 12, "a"]
 GREEDY = SamplingParams(max_tokens=24, temperature=0)
@@ -280,3 +280,11 @@ def test_tool_calls_of_a_chat_come_parsed(llm: LLM, monkeypatch: pytest.MonkeyPa
     answer = llm.chat([{"role": "user", "content": "go"}], params)[0].outputs[0]
     assert [(c.name, c.arguments) for c in answer.tool_calls] == [("f", '{"a": 1}')]
     assert answer.text == text and answer.finish_reason == "stop"
+
+
+def test_weights_that_compute_nan_are_named(text_model: Path) -> None:
+    damaged = LLM(text_model, dtype="float32")
+    damaged.model.norm.weight.data.fill_(float("nan"))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(CheckpointError, match="the model computed NaN"):
+            damaged.generate("Hello", SamplingParams(temperature=temperature))

@@ -167,6 +167,11 @@ def _choose_formats(folder: Path, config_format: str, load_format: str) -> tuple
         config_format = "mistral" if has_params and params_speak else "hf"
         if not has_config:
             config_format = "mistral"
+    file = mistral.PARAMS if config_format == "mistral" else huggingface.CONFIG
+    if not (folder / file).is_file():
+        raise ConfigError(
+            f"{folder}: config_format {config_format} reads {file}, which is not there; try auto"
+        )
     if load_format == "auto":
         load_format = config_format
         if has_mistral_weights != has_hf_weights:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint import huggingface, mistral
+from octavo.checkpoint.tensors import find_files
 from octavo.errors import CheckpointError, ConfigError
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -103,14 +106,26 @@ def _license(card: Any) -> str | None:
 
 
 def _from_cache(repo: str) -> Path | None:
-    """The repository's folder in the hub's cache if it has been downloaded, whatever its age."""
+    """The repository's folder in the hub's cache if it is there whole, whatever its age."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, local_files_only=True))
+        # Without patterns it would ask for every file of the repository.
+        folder = Path(
+            snapshot_download(repo, local_files_only=True, allow_patterns=list(_SMALL_FILES))
+        )
     except Exception:
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    for config, stem in (
+        (mistral.PARAMS, mistral.WEIGHTS),
+        (huggingface.CONFIG, huggingface.WEIGHTS),
+    ):
+        try:
+            if (folder / config).is_file() and find_files(folder, stem):
+                return folder
+        except CheckpointError:  # a part of it: the download goes on
+            pass
+    return None
 
 
 def _explain(repo: str, error: Exception) -> str:
@@ -122,8 +137,10 @@ def _explain(repo: str, error: Exception) -> str:
         )
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError"):
         return f"{repo}: not found on the hub (or private; set HF_TOKEN)"
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{repo}: the disk is full; free some room and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be written: {error.strerror}"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else kind
     return (
         f"{repo}: not in the local cache, and the hub cannot be reached ({first_line}); "

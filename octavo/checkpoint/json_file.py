@@ -22,6 +22,8 @@ class JsonObject:
             ) from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path}: not UTF-8 text, so no JSON") from None
+        except ValueError as error:  # an integer of thousands of digits
+            raise ConfigError(f"{path}: not JSON that can be read: {error}") from None
         except RecursionError:
             raise ConfigError(f"{path}: JSON nested too deeply") from None
         except OSError as error:

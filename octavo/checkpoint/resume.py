@@ -17,6 +17,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers
 
+from octavo.checkpoint.tensors import UNFINISHED
 from octavo.errors import CheckpointError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +41,7 @@ def fetch(repo: str, name: str, commit: str, local_dir: Path | None, timeout: fl
     metadata = get_hf_file_metadata(url, timeout=timeout)
     if local_dir is not None:
         target = local_dir / name
-        part = local_dir / ".cache" / "octavo" / f"{name}.{metadata.etag}.part"
+        part = local_dir / UNFINISHED / f"{name}.{metadata.etag}.part"
     else:
         repo_folder = repo_folder_name(repo_id=repo, repo_type="model")
         target = Path(constants.HF_HUB_CACHE) / repo_folder / "blobs" / str(metadata.etag)

@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo.checkpoint.json_file import JsonObject
 from octavo.errors import CheckpointError
 
+UNFINISHED = Path(".cache") / "octavo"  # where a download into a folder keeps its parts
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 DTYPES = {
@@ -69,6 +70,10 @@ def find_files(folder: Path, stem: str) -> list[Path]:
         raise CheckpointError(
             f"{folder}: holds pickled weights ({pickles[0]}) and no {stem}.safetensors; octavo "
             "never unpickles (it would run code from the file): convert them to safetensors"
+        )
+    if any((folder / UNFINISHED).glob("*.part")):
+        raise CheckpointError(
+            f"{folder}: its download is unfinished; run `octavo download` again, and it goes on"
         )
     raise CheckpointError(f"{folder}: no weights, neither {stem}.safetensors nor its shards")
 

@@ -158,7 +158,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{path}: line {number} is not JSON: {error}") from None
         if not isinstance(record, dict) or not (
             isinstance(record.get("prompt"), str) or isinstance(record.get("messages"), list)

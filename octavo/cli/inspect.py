@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -18,10 +15,7 @@ BF16_BYTES = 2  # what published weights, and the KV cache, are in
 
 def inspect(
     model: options.Model,
-    max_model_len: Annotated[
-        str | None,
-        typer.Option("--max-model-len", "--max_model_len", help="Tokens, such as 32768 or 32k."),
-    ] = None,
+    max_model_len: options.MaxModelLen = None,
     config_format: options.ConfigFormat = "auto",
     load_format: options.LoadFormat = "auto",
     attention_pattern: options.Pattern = None,

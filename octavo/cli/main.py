@@ -54,11 +54,14 @@ def main() -> None:
         # Whoever read our output has gone; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except MemoryError:
-        print("octavo: out of memory; try a shorter prompt or --max-model-len", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "out of memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        print("octavo: out of memory; try a shorter prompt or --max-model-len", file=sys.stderr)
+        print("octavo: out of memory; try a shorter prompt or --max-tokens", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch's allocators raise a plain RuntimeError, each with words of its own."""
+    words = ("not enough memory", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from octavo.config import parse_size
 from octavo.engine.llm import LLM
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, or `demo`.", show_default=False)]
@@ -23,8 +24,10 @@ LoadFormat = Annotated[
     str, typer.Option("--load-format", "--load_format", help="auto, mistral or hf.")
 ]
 MaxModelLen = Annotated[
-    int | None,
-    typer.Option("--max-model-len", "--max_model_len", help="Tokens of prompt and answer."),
+    str | None,
+    typer.Option(
+        "--max-model-len", "--max_model_len", help="Tokens of prompt and answer: 32768 or 32k."
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Pattern = Annotated[
@@ -44,7 +47,7 @@ def load(
     tokenizer_mode: str,
     config_format: str,
     load_format: str,
-    max_model_len: int | None,
+    max_model_len: str | None,
     dtype: str,
     attention_pattern: str | None,
 ) -> LLM:
@@ -55,7 +58,7 @@ def load(
         tokenizer_mode=tokenizer_mode,
         config_format=config_format,
         load_format=load_format,
-        max_model_len=max_model_len,
+        max_model_len=parse_size(max_model_len, "--max-model-len") if max_model_len else None,
         dtype=dtype,
         attention_pattern=attention_pattern,
     )

@@ -13,7 +13,7 @@ from octavo.engine import sampler
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence
-from octavo.errors import RequestError
+from octavo.errors import CheckpointError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
 
@@ -69,6 +69,7 @@ class Engine:
         self.eos_id = tokenizer.eos_id if eos_id is None and tokenizer else eos_id
         self.max_model_len = max_model_len or model.config.max_seq_len
         self.max_num_seqs = max_num_seqs
+        # Fewer would leave some of the running answers without their one token a step.
         self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         self._requests: dict[int, _Request] = {}
         self._waiting: deque[Sequence] = deque()
@@ -185,6 +186,11 @@ class Engine:
 
     def _advance(self, sequence: Sequence, logits: Tensor) -> None:
         """Sample the token after the last one; right after the prompt, for every answer."""
+        if bool(logits.isnan().any()):
+            raise CheckpointError(
+                "the model computed NaN: its weights are damaged, or overflow in float16 "
+                "(try dtype float32)"
+            )
         siblings = [sequence]
         if not sequence.output_ids and sequence.index == 0:
             others = self._requests[sequence.request_id].sequences[1:]

@@ -208,7 +208,7 @@ def test_two_sliding_windows_that_disagree(mistral: Path) -> None:
         ("hidden_act", "gelu", "hidden_act 'gelu'; only silu"),
         ("layer_types", ["full_attention"], "layer_types must list 4 layers"),
         ("layer_types", ["linear"] * 4, "layer_types[0] is 'linear'"),
-        ("sliding_window", None, "layer_types has windows but sliding_window is missing"),
+        ("sliding_window", None, "layer_types has windows but sliding_window is null"),
         ("rope_scaling", {"rope_type": "yarn"}, "rope_type 'yarn'; only default"),
         ("rope_theta", "big", "rope_theta must be a positive number"),
         ("rope_theta", True, "rope_theta must be a positive number"),
@@ -254,6 +254,7 @@ def test_quantisation_that_is_not_w8a8(w8a8: Path, part: str, field: str, value:
         ("quant_method", "awq"),
         ("format", "pack-quantized"),
         ("kv_cache_scheme", {"num_bits": 8}),
+        ("transform_config", {"config_groups": {"R1": {"type": "hadamard"}}}),
         ("config_groups", {}),
     ],
 )

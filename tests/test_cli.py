@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +222,48 @@ def test_output_that_cannot_be_written_is_refused(
     if os.path.exists("/dev/full"):
         code, _, err = run(capsys, "generate", text_model, "-i", source, "-o", "/dev/full")
         assert code == 2 and "No space left" in err
+
+
+class Terminal:
+    """A command in a terminal of its own, typed at and read as a person would."""
+
+    def __init__(self, *arguments: object) -> None:
+        leader, follower = os.openpty()
+        self.process = subprocess.Popen(
+            [*OCTAVO, *map(str, arguments)], stdin=follower, stdout=follower, stderr=follower,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(follower)
+        self.leader = leader
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.leader, text.encode())
+
+    def read_until(self, text: str, seconds: float = 60) -> str:
+        """What is shown up to and with `text`; what follows it stays unread."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            left = deadline - time.monotonic()
+            assert left > 0 and select.select([self.leader], [], [], left)[0], self.shown
+            self.shown += os.read(self.leader, 4096).decode(errors="replace")
+        before, self.shown = self.shown.split(text, 1)
+        return before + text
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(text_model: Path) -> None:
+    terminal = Terminal("chat", text_model, "--dtype", "float32")
+    terminal.read_until("> ")
+    terminal.type("Hello\n")
+    terminal.read_until("Hello\r\n")
+    time.sleep(0.3)  # it is answering: 500 tokens take longer than this
+    terminal.type("\x03")
+    assert "Traceback" not in terminal.read_until("[stopped]\r\n")
+    terminal.read_until("> ")
+    terminal.type("half a line")
+    terminal.read_until("half a line")
+    time.sleep(0.3)  # nobody is faster, and CPython misses a signal that precedes its wait
+    terminal.type("\x03")  # at the prompt it only clears the line
+    terminal.read_until("> ")
+    terminal.type("/quit\n")
+    assert terminal.process.wait(30) == 0

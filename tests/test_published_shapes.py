@@ -89,6 +89,14 @@ def test_7b_v03_and_nemo(tmp_path: Path) -> None:
     assert config.head_dim * config.n_heads == 4096 != config.dim
 
 
+def test_fields_that_are_missing_have_transformers_defaults(tmp_path: Path) -> None:
+    fields = {name: ... for name in ("sliding_window", "num_key_value_heads", "rope_theta")}
+    config = read_config(config_json(tmp_path, num_hidden_layers=32, **fields))
+    assert config.windows == (4096,) * 32
+    assert config.n_kv_heads == 8 and config.rope_theta == 10_000.0
+    assert read_config(config_json(tmp_path, num_key_value_heads=None)).n_kv_heads == 32
+
+
 def test_rope_parameters_of_transformers_5(tmp_path: Path) -> None:
     fields = {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     assert read_config(config_json(tmp_path, **fields)).rope_theta == 5e5

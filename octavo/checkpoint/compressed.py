@@ -40,8 +40,9 @@ def read_quantization(folder: Path, config: ModelConfig) -> Quantization | None:
         raise _refused(path, "quant_method", method, "compressed-tensors")
     if section.get("format") != FORMAT:
         raise _refused(path, "format", section.get("format"), FORMAT)
-    if section.get("kv_cache_scheme"):
-        raise _refused(path, "kv_cache_scheme", section["kv_cache_scheme"], None)
+    for field in ("kv_cache_scheme", "transform_config"):  # rotations at run time, in the latter
+        if section.get(field):
+            raise _refused(path, field, section[field], None)
     if (section.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise _refused(path, "sparsity_config", section["sparsity_config"]["format"], "dense")
     groups = section.get("config_groups")

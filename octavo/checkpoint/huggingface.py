@@ -18,6 +18,10 @@ from octavo.errors import ConfigError
 CONFIG = "config.json"
 WEIGHTS = "model"
 MODEL_TYPES = ("mistral", "ministral")
+DEFAULT_WINDOW = 4096  # what transformers takes where the field is missing
+DEFAULT_KV_HEADS = 8
+DEFAULT_NORM_EPS = 1e-6
+DEFAULT_ROPE_THETA = 10_000.0
 
 _MODULES = {
     "attention.wq": "self_attn.q_proj",
@@ -64,9 +68,9 @@ def read_config(folder: Path) -> ModelConfig:
             head_dim=config.integer("head_dim", dim // n_heads),
             hidden_dim=config.integer("intermediate_size"),
             n_heads=n_heads,
-            n_kv_heads=config.integer("num_key_value_heads", n_heads),
+            n_kv_heads=_n_kv_heads(config, n_heads),
             vocab_size=config.integer("vocab_size"),
-            norm_eps=config.number("rms_norm_eps", 1e-6),
+            norm_eps=config.number("rms_norm_eps", DEFAULT_NORM_EPS),
             rope_theta=_rope_theta(config),
             max_seq_len=max_seq_len,
             windows=pattern.per_layer(n_layers),
@@ -108,16 +112,23 @@ def _read_pattern(config: JsonObject, n_layers: int, max_seq_len: int) -> Attent
                 "neither full_attention nor sliding_attention"
             )
         windows.append(window if kind == "sliding_attention" else None)
-    if "sliding_attention" in layer_types and config.values.get("sliding_window") is None:
-        raise ConfigError(f"{config.path}: layer_types has windows but sliding_window is missing")
+    if "sliding_attention" in layer_types and config.values.get("sliding_window", 0) is None:
+        raise ConfigError(f"{config.path}: layer_types has windows but sliding_window is null")
     return AttentionPattern(tuple(windows))
 
 
 def _window(config: JsonObject, max_seq_len: int) -> int | None:
-    if config.values.get("sliding_window") is None:
+    """`sliding_window`: null is full attention, a missing field transformers' default."""
+    if config.values.get("sliding_window", DEFAULT_WINDOW) is None:
         return None
-    window = config.integer("sliding_window")
+    window = config.integer("sliding_window", DEFAULT_WINDOW)
     return None if window >= max_seq_len else window
+
+
+def _n_kv_heads(config: JsonObject, n_heads: int) -> int:
+    """`num_key_value_heads`: null is one a query head, a missing field transformers' default."""
+    missing = "num_key_value_heads" not in config.values
+    return config.integer("num_key_value_heads", DEFAULT_KV_HEADS if missing else n_heads)
 
 
 def _rope_theta(config: JsonObject) -> float:
@@ -128,7 +139,7 @@ def _rope_theta(config: JsonObject) -> float:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
         raise ConfigError(f"{config.path}: rope_type {kind!r}; only default is supported")
-    theta = config.values.get("rope_theta", parameters.get("rope_theta", 10_000.0))
+    theta = config.values.get("rope_theta", parameters.get("rope_theta", DEFAULT_ROPE_THETA))
     if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ConfigError(f"{config.path}: rope_theta must be a positive number, not {theta!r}")
     return float(theta)

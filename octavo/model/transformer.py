@@ -108,9 +108,10 @@ class Transformer(nn.Module):
         """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        model.load_state_dict(checkpoint.load(dtype), strict=True, assign=True)
-        if checkpoint.config.tied_embeddings:  # assigning one of the two has parted them
-            model.output.weight = model.tok_embeddings.weight
+        state = checkpoint.load(dtype)
+        if checkpoint.config.tied_embeddings:
+            state["output.weight"] = state["tok_embeddings.weight"]
+        model.load_state_dict(state, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
     @property

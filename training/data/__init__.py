@@ -1,0 +1,1 @@
+"""One task a file; `chat` encodes them, `pools` writes them as tokens, `batches` draws rows."""

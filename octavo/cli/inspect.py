@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from octavo.checkpoint import has_weights, open_checkpoint, read_config, resolve_model
@@ -82,7 +83,7 @@ def _memory(config: ModelConfig, length: int, element_size: int) -> Table:
     full, windowed = config.kv_bytes(length, BF16_BYTES)
     weights = config.weight_bytes(element_size)
     n_full = sum(window is None for window in config.windows)
-    table = Table("Memory", "Bytes", "GB")
+    table = Table("Memory", "Bytes", "")
     table.columns[1].justify = table.columns[2].justify = "right"
     name = f"KV cache at {length:,} tokens"
     rows = {
@@ -92,5 +93,5 @@ def _memory(config: ModelConfig, length: int, element_size: int) -> Table:
         "Together": weights + full + windowed,
     }
     for what, n_bytes in rows.items():
-        table.add_row(what, f"{n_bytes:,}", f"{n_bytes / 1e9:.2f}")
+        table.add_row(what, f"{n_bytes:,}", decimal(n_bytes))
     return table

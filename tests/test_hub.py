@@ -220,3 +220,17 @@ def test_file_that_arrives_damaged_is_thrown_away(hub: Hub, tmp_path: Path) -> N
     assert done.returncode == 2 and "consolidated.safetensors arrived damaged" in done.stderr
     hub.flip = False
     assert octavo(hub.url, tmp_path / "home", *arguments).returncode == 0
+
+
+def test_two_downloads_at_once_both_succeed_and_fetch_weights_once(
+    hub: Hub, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "octavo", "inspect", REPO]
+    both = [
+        subprocess.Popen(command, env=settings(hub.url, tmp_path), stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and outputs[0] == outputs[1]
+    fetched = [p for m, p, _ in hub.requests if m == "GET" and p.endswith(".safetensors")]
+    assert len(fetched) == 1

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from octavo.demo import FOLDER
+from octavo.checkpoint import DEMO
 from octavo.evaluate.passkey import ANSWER, passkey_prompt
 from training.data.chat import Chat, ChatEncoder, ask
 from training.data.documentation import documents
@@ -76,7 +76,7 @@ def main() -> None:
     """Tokenizer, configuration, weights in bf16, example prompt, held-out records."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
-    parser.add_argument("--to", type=Path, default=FOLDER)
+    parser.add_argument("--to", type=Path, default=DEMO)
     options = parser.parse_args()
     target: Path = options.to
     target.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import mistral_common
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from octavo.demo import FOLDER
+from octavo.checkpoint import DEMO
 
 VOCAB_SIZE = 2048
 SPECIAL_TOKENS = 64
@@ -32,7 +32,7 @@ def cut_tokenizer(
     target.write_text(json.dumps(data, ensure_ascii=False))
 
 
-def load_tokenizer(path: Path = FOLDER / "tekken.json") -> MistralTokenizer:
+def load_tokenizer(path: Path = DEMO / "tekken.json") -> MistralTokenizer:
     """The cut tokenizer, made first where it is missing."""
     if not path.exists():
         cut_tokenizer(path)
@@ -40,4 +40,4 @@ def load_tokenizer(path: Path = FOLDER / "tekken.json") -> MistralTokenizer:
 
 
 if __name__ == "__main__":
-    cut_tokenizer(FOLDER / "tekken.json")
+    cut_tokenizer(DEMO / "tekken.json")

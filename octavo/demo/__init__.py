@@ -1,5 +1,1 @@
-"""The bundled model: a tiny Ministral in Mistral's own format."""
-
-from pathlib import Path
-
-FOLDER = Path(__file__).parent
+"""The bundled model, a tiny Ministral in Mistral's own format, and the model card's prompts."""

@@ -62,7 +62,7 @@ def read_config(folder: Path) -> ModelConfig:
             beside = mistral.read_config(folder)
             pattern, max_seq_len = beside.attention_pattern, beside.max_seq_len
     try:
-        model = ModelConfig(
+        return ModelConfig(
             dim=dim,
             n_layers=n_layers,
             head_dim=config.integer("head_dim", dim // n_heads),
@@ -77,10 +77,7 @@ def read_config(folder: Path) -> ModelConfig:
             tied_embeddings=bool(config.values.get("tie_word_embeddings", False)),
         )
     except ConfigError as error:
-        text = str(error)
-        prefix = "" if text.startswith(str(folder)) else f"{config.path}: "
-        raise ConfigError(f"{prefix}{text}") from None
-    return model
+        raise config.blame(error) from None
 
 
 def _refuse_unsupported(config: JsonObject) -> None:

@@ -48,6 +48,12 @@ class JsonObject:
             raise ConfigError(f"{self.path}: {name} must be a positive number, not {value!r}")
         return float(value)
 
+    def blame(self, error: ConfigError) -> ConfigError:
+        """The same error with this file named in front, unless it names one already."""
+        text = str(error)
+        named = text.startswith(str(self.path.parent))
+        return error if named else ConfigError(f"{self.path}: {text}")
+
     def _get(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
         if value is None:

@@ -48,7 +48,7 @@ def with_true_pattern(config: ModelConfig) -> ModelConfig:
     if len(set(config.windows)) > 1:
         return config  # somebody wrote a pattern of their own, layer by layer
     logger.warning(
-        "octavo: this is Ministral-8B, whose config.json hides its attention pattern; running "
+        "octavo: this is Ministral-8B, whose config hides its attention pattern; running "
         "%s with a context of %d tokens (--attention-pattern overrides)",
         PATTERN.describe(CONTEXT),
         CONTEXT,

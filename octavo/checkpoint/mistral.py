@@ -49,7 +49,7 @@ def read_config(folder: Path) -> ModelConfig:
             tied_embeddings=bool(params.values.get("tied_embeddings", False)),
         )
     except ConfigError as error:
-        raise ConfigError(_at(params.path, error)) from None
+        raise params.blame(error) from None
 
 
 def read_sliding_window(params: JsonObject, max_seq_len: int) -> AttentionPattern:
@@ -74,7 +74,7 @@ def read_sliding_window(params: JsonObject, max_seq_len: int) -> AttentionPatter
     try:
         pattern = AttentionPattern(tuple(entries))
     except ConfigError as error:
-        raise ConfigError(_at(params.path, error)) from None
+        raise params.blame(error) from None
     # A window as long as the context hides nothing: the same as full attention.
     return AttentionPattern(
         tuple(None if w is None or w >= max_seq_len else w for w in pattern.windows)
@@ -99,8 +99,3 @@ def interleaved_from_half_split(rows: Tensor, head_dim: int) -> Tensor:
     """The inverse of `half_split_from_interleaved`."""
     halves = rows.view(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape)
-
-
-def _at(path: Path, error: ConfigError) -> str:
-    text = str(error)
-    return text if text.startswith(str(path)) else f"{path}: {text}"

@@ -134,12 +134,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The last layer's normed output, [T, dim]; arguments as in `forward`."""
         self._check(input_ids, seqlens, cache)
-        starts = (
-            [sequence.length for sequence in cache] if cache is not None else [0] * len(seqlens)
-        )
-        positions = torch.cat(
-            [torch.arange(start, start + n) for start, n in zip(starts, seqlens, strict=True)]
-        ).to(self.device)
+        starts = [0] * len(seqlens) if cache is None else [each.length for each in cache]
+        spans = zip(starts, seqlens, strict=True)
+        positions = torch.cat([torch.arange(at, at + n, device=self.device) for at, n in spans])
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x = self.tok_embeddings(input_ids)
         for layer in self.layers:

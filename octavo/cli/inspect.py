@@ -23,7 +23,8 @@ def inspect(
 ) -> None:
     """Print a model's architecture, its parameters, and the bytes of its weights and KV cache."""
     folder = resolve_model(model)
-    if has_weights(folder):  # checks every tensor's name, shape and dtype
+    weights_are_here = has_weights(folder)
+    if weights_are_here:  # checks every tensor's name, shape and dtype
         checkpoint = open_checkpoint(
             folder,
             config_format=config_format,
@@ -49,7 +50,7 @@ def inspect(
     console = Console(highlight=False)
     console.print(_architecture(config))
     console.print(_memory(config, length, element_size))
-    if not has_weights(folder):
+    if not weights_are_here:
         console.print("No weights in this folder: sizes are worked out from the config, in bf16.")
 
 

@@ -234,15 +234,16 @@ class Engine:
         }
 
     def _collect_finished(self) -> list[RequestOutput]:
+        # Only what just ran can have finished; thousands of requests may be waiting.
+        touched = sorted({s.request_id for s in self._running if s.finish_reason is not None})
         self._running = [s for s in self._running if s.finish_reason is None]
-        done = [
-            request
-            for request in self._requests.values()
-            if all(s.finish_reason is not None for s in request.sequences)
-        ]
-        for request in done:
-            del self._requests[request.request_id]
-        return [request.output() for request in done]
+        outputs = []
+        for request_id in touched:
+            request = self._requests[request_id]
+            if all(s.finish_reason is not None for s in request.sequences):
+                del self._requests[request_id]
+                outputs.append(request.output())
+        return outputs
 
     def _check(self, prompt_ids: list[int], params: SamplingParams) -> None:
         if not prompt_ids:

@@ -47,7 +47,6 @@ class Sequence:
         else:
             self.generator.manual_seed((params.seed + index) % 2**63)
         self._eos_id = None if params.ignore_eos else eos_id
-        self._tokenizer = tokenizer
         self._detokenizer = (
             Detokenizer(tokenizer, special=not params.skip_special_tokens) if tokenizer else None
         )

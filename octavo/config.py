@@ -9,8 +9,10 @@ import re
 from dataclasses import dataclass, field
 
 from octavo.errors import ConfigError
+from octavo.schemes import Scheme
 
 MAX_LAYERS = 1000  # a damaged config must not fill the memory with layers
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+)\s*([km]?)", re.IGNORECASE)
 
 
@@ -20,6 +22,14 @@ def parse_size(text: str, what: str) -> int:
     if match is None or int(match[1]) == 0:
         raise ConfigError(f"{what}: {text!r} is not a size; write 32768, 32k or 1m")
     return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[match[2].lower()]
+
+
+def parse_bytes(value: int | str, what: str) -> int:
+    """Bytes from a number or a text such as `8G`, `512M` or `8 GiB` (powers of 1024)."""
+    match = _BYTES.fullmatch(str(value).strip())
+    if match is None or int(float(match[1])) <= 0:
+        raise ConfigError(f"{what}: {value!r} is no amount of memory; write 8G or 512M")
+    return int(float(match[1]) * 1024 ** "_kmgt".index((match[2] or "_").lower()))
 
 
 def format_size(tokens: int) -> str:
@@ -101,12 +111,11 @@ class Quantization:
     """Which linears are quantised, and how.
 
     Attributes:
-        scheme: compressed-tensors' name; W8A8 is int8 weights with a scale per output channel and
-            int8 activations with a dynamic scale per token.
+        scheme: the same for all of them.
         linears: the quantised modules, by their names in `octavo.model`.
     """
 
-    scheme: str
+    scheme: Scheme
     linears: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -164,16 +173,13 @@ class ModelConfig:
         return self.n_layers * layer + self.dim + embeddings
 
     def weight_bytes(self, element_size: int = 2) -> int:
-        """Bytes of all weights, `element_size` for each that is not quantised.
-
-        A quantised W8A8 linear takes a byte a weight and four for each output channel's scale.
-        """
-        if self.quantization is None:
-            return self.n_parameters() * element_size
+        """Bytes of all weights, `element_size` for each that is not quantised."""
         total = self.n_parameters() * element_size
-        for name in self.quantization.linears:
-            out_features, in_features = self.linear_shape(name)
-            total += out_features * in_features * (1 - element_size) + out_features * 4
+        if self.quantization is not None:
+            for name in self.quantization.linears:
+                out_features, in_features = self.linear_shape(name)
+                total -= out_features * in_features * element_size
+                total += self.quantization.scheme.weight_bytes(out_features, in_features)
         return total
 
     def linear_shape(self, name: str) -> tuple[int, int]:

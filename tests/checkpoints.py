@@ -7,6 +7,7 @@ half-split rotary order; the writers put it into each format's names, order and 
     write_mistral(folder, config)                        # params.json, consolidated.safetensors
     write_hugging_face(folder, config, model_type="mistral", shards=3)
     write_w8a8(folder, config, ignore=())                # compressed-tensors, int-quantized
+    write_quantized(folder, config, "W4A16")             # compressed-tensors, any scheme
 
 The same config and seed give the same weights in each, so that what they compute can be compared.
 """
@@ -229,10 +230,76 @@ def quantize_rows(weight: Tensor, scale_dtype: torch.dtype | None = None) -> tup
     return rounded.to(torch.int8), scale
 
 
+def quantized_config(windows: Sequence[Window] = (None, 8, 8, 8), **overrides: Any) -> ModelConfig:
+    """`small_config` with inputs of every linear that groups of 128 divide."""
+    sizes = dict(dim=128, hidden_dim=256, head_dim=32)
+    return small_config(windows, **sizes | overrides)
+
+
+def write_quantized(
+    folder: Path,
+    config: ModelConfig,
+    scheme: str,
+    state: State | None = None,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    ignore: Sequence[str] = ("lm_head",),
+    input_scale: float = 0.05,
+    **fields: Any,
+) -> Path:
+    """A checkpoint of one of compressed-tensors' presets, rounded to nearest; gives `folder` back.
+
+    Arguments as in `write_w8a8`, and:
+
+    Args:
+        scheme: W8A8, W4A16, W4A8, FP8 or FP8_DYNAMIC.
+        input_scale: of every linear's inputs, for FP8: they are cut at 448 times this.
+    """
+    state = random_state(config, seed, dtype) if state is None else state
+    quantized = dict(state)
+    for name in config.linear_names():
+        if hugging_face_module(name) in ignore or f"{name}.weight" not in state:
+            continue
+        tensors = quantize_weight(quantized.pop(f"{name}.weight"), scheme)
+        if scheme == "FP8":
+            tensors["input_scale"] = torch.tensor([input_scale]).to(dtype)
+        quantized |= {f"{name}.{kind}": tensor for kind, tensor in tensors.items()}
+    fields = {"quantization_config": quantization_config(ignore, scheme=scheme)} | fields
+    return write_hugging_face(folder, config, quantized, shards=shards, **fields)
+
+
+def quantize_weight(weight: Tensor, scheme: str) -> State:
+    """The tensors that stand for a [N, K] weight in a checkpoint, scales in the weight's dtype."""
+    if scheme == "W8A8":
+        rounded, scale = quantize_rows(weight)
+        return {"weight": rounded, "weight_scale": scale}
+    if scheme.startswith("FP8"):
+        largest = weight.float().abs().amax((0, 1) if scheme == "FP8" else (1,), keepdim=True)
+        scale = (largest / 448).to(weight.dtype)
+        rounded = (weight.float() / scale.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return {"weight": rounded, "weight_scale": scale.reshape(1) if scheme == "FP8" else scale}
+    groups = weight.float().unflatten(1, (-1, 128))
+    scale = (groups.abs().amax(-1) / 7.5).to(weight.dtype)
+    rounded = torch.round(groups / scale.float()[..., None]).clamp(-8, 7).flatten(1)
+    if scheme == "W4A8":
+        return {"weight": rounded.to(torch.int8), "weight_scale": scale}
+    # Eight numbers plus 8 in an int32, the first in its lowest four bits.
+    words = ((rounded.long() + 8).unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(-1)
+    packed = torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
+    return {
+        "weight_packed": packed,
+        "weight_scale": scale,
+        "weight_shape": torch.tensor(weight.shape),
+    }
+
+
 def quantization_config(
-    ignore: Sequence[str] = ("lm_head",), targets: Sequence[str] = ("Linear",)
+    ignore: Sequence[str] = ("lm_head",),
+    targets: Sequence[str] = ("Linear",),
+    scheme: str = "W8A8",
 ) -> dict[str, Any]:
-    """`quantization_config` of a W8A8 model, field by field as llm-compressor 0.14 writes it."""
+    """`quantization_config` of a preset, field by field as llm-compressor 0.14 writes it."""
     common: dict[str, Any] = {
         "block_structure": None,
         "group_size": None,
@@ -240,27 +307,35 @@ def quantization_config(
         "observer_kwargs": {},
         "scale_dtype": None,
         "symmetric": True,
-        "type": "int",
+        "type": "float" if scheme.startswith("FP8") else "int",
         "zp_dtype": None,
     }
-    activations = {"actorder": None, "dynamic": True, "observer": None, "strategy": "token"}
-    weights = {
+    activations: Any = {"actorder": None, "dynamic": True, "observer": None, "strategy": "token"}
+    weights: dict[str, Any] = {
         "actorder": "static",
         "dynamic": False,
         "observer": "memoryless_minmax",
         "strategy": "channel",
     }
+    format = "float-quantized" if scheme.startswith("FP8") else "int-quantized"
+    if scheme.startswith("W4"):
+        weights |= {"num_bits": 4, "strategy": "group", "group_size": 128}
+    if scheme == "W4A16":
+        format = "pack-quantized"
+    if scheme == "FP8":
+        weights["strategy"] = "tensor"
+        activations |= {"dynamic": False, "observer": "static_minmax", "strategy": "tensor"}
     return {
         "config_groups": {
             "group_0": {
-                "format": "int-quantized",
-                "input_activations": common | activations,
+                "format": format,
+                "input_activations": None if scheme == "W4A16" else common | activations,
                 "output_activations": None,
                 "targets": list(targets),
                 "weights": common | weights,
             }
         },
-        "format": "int-quantized",
+        "format": format,
         "global_compression_ratio": None,
         "ignore": list(ignore),
         "kv_cache_scheme": None,

@@ -1,10 +1,11 @@
-"""octavo runs compressed-tensors' W8A8 checkpoints, and loses what its runtime loses.
+"""octavo runs compressed-tensors' checkpoints, and loses what its runtime loses.
 
 The checkpoints are quantised and saved by compressed-tensors and transformers themselves, which
 also run them for comparison: there, activations are rounded to int8 a token, but with scales of
-max|x| / 127.5 where octavo's are max|x| / 127. A network of random layers amplifies that into
-different logits, so runtimes are compared by what they lose against the original, and logits only
-where a single quantised layer lies between them.
+max|x| / 127.5 where octavo's are max|x| / 127. A network of random layers amplifies that, and even
+a float8 rounding that falls the other way, into different logits, so runtimes are compared by what
+they lose against the original, and logits only where a single quantised layer lies between them,
+or where activations stay as they are (W4A16).
 """
 
 from __future__ import annotations
@@ -27,21 +28,34 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from octavo import Transformer, generate
+from octavo import Transformer, generate, kernels
+from octavo.checkpoint import compressed, open_checkpoint
 from octavo.config import ModelConfig
-from octavo.model.linear import Linear, LinearW8A8
+from octavo.model.linear import (
+    Linear,
+    LinearFP8,
+    LinearW4A8,
+    LinearW4A16,
+    LinearW8A8,
+    QuantizedLinear,
+)
+from octavo.schemes import SCHEMES
 from tests.checkpoints import (
     hugging_face_fields,
     hugging_face_module,
     hugging_face_state,
+    quantization_config,
     quantize_rows,
+    quantized_config,
     random_state,
     small_config,
     write_hugging_face,
+    write_quantized,
     write_w8a8,
 )
 
 LENGTH = 200  # many windows
+STATIC_SCALE = 0.05  # of FP8's inputs, which are cut at 448 times this
 
 
 def tokens(config: ModelConfig, length: int = LENGTH, seed: int = 1) -> Tensor:
@@ -63,19 +77,21 @@ def quantize(
     folder: Path,
     ignore: Sequence[str] = ("lm_head",),
     targets: Sequence[str] = ("Linear",),
+    scheme: str = "W8A8",
     **saving: Any,
 ) -> Path:
     """Quantise `model` in place as llm-compressor does without calibration, and save it."""
-    scheme = preset_name_to_scheme("W8A8", list(targets))
-    config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=list(ignore))
+    preset = preset_name_to_scheme(scheme, list(targets))
+    config = QuantizationConfig(config_groups={"group_0": preset}, ignore=list(ignore))
     apply_quantization_config(model, config)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
-            weight = module.weight
-            scale, _ = calculate_qparams(
-                weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), scheme.weights
-            )
-            module.weight_scale.data.copy_(scale)
+            shape = (module.weight_scale.numel(), -1)  # those that share a scale, in a row
+            low, high = module.weight.view(shape).aminmax(dim=1)
+            scale, _ = calculate_qparams(low, high, preset.weights)
+            module.weight_scale.data.copy_(scale.view(module.weight_scale.shape))
+            if scheme == "FP8":
+                module.input_scale.data.fill_(STATIC_SCALE)
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder, **saving)
@@ -107,16 +123,25 @@ def divergence(reference: Tensor, logits: Tensor) -> float:
 def dequantized(model: Transformer) -> dict[str, Tensor]:
     """Every weight of octavo's model in fp32, by Hugging Face's names."""
     weights = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith(".weight"):
-            scale = model.state_dict().get(f"{name}_scale")
-            weight = tensor.float() if scale is None else tensor.float() * scale[:, None]
-            weights[f"{hugging_face_module(name.removesuffix('.weight'))}.weight"] = weight
+    for name, module in model.named_modules():
+        match module:
+            case LinearW4A16():
+                weight = kernels.unpack_int4(module.weight_packed)
+                weight = kernels.dequantize_groups(weight, module.weight_scale)
+            case LinearW4A8():
+                weight = kernels.dequantize_groups(module.weight, module.weight_scale)
+            case LinearW8A8() | LinearFP8():
+                weight = module.weight.float() * module.weight_scale[:, None]
+            case nn.Module(weight=Tensor() as whole):
+                weight = whole.float()
+            case _:
+                continue
+        weights[f"{hugging_face_module(name)}.weight"] = weight
     return weights
 
 
 def quantized_linears(model: Transformer) -> set[str]:
-    return {name for name, module in model.named_modules() if isinstance(module, LinearW8A8)}
+    return {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
 
 def linears(config: ModelConfig, but: Sequence[str] = ("output",)) -> set[str]:
@@ -127,23 +152,143 @@ def linears(config: ModelConfig, but: Sequence[str] = ("output",)) -> set[str]:
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
+schemes = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+@schemes
 @dtypes
 def test_dequantized_weights_are_those_of_compressed_tensors(
-    tmp_path: Path, dtype: torch.dtype
+    tmp_path: Path, dtype: torch.dtype, scheme: str
 ) -> None:
-    """Scales are stored in the model's dtype, [N, 1]."""
-    config = small_config()
-    folder = quantize(original(config, dtype), tmp_path)
+    """Scales are stored in the model's dtype."""
+    config = quantized_config()
+    folder = quantize(original(config, dtype), tmp_path, scheme=scheme)
     stored = load_file(folder / "model.safetensors")
-    assert stored["model.layers.0.mlp.down_proj.weight"].dtype == torch.int8
     assert stored["model.layers.0.mlp.down_proj.weight_scale"].dtype == dtype
     theirs = load_with_transformers(folder, dtype=torch.float32)
     theirs(tokens(config, 1)[None])  # the first pass dequantises
     expected = {n: p for n, p in theirs.state_dict().items() if n.endswith(".weight")}
-    ours = dequantized(Transformer.from_folder(folder))
+    octavo = Transformer.from_folder(folder)
+    assert octavo.config.quantization is not None
+    assert octavo.config.quantization.scheme == SCHEMES[scheme]
+    ours = dequantized(octavo)
     assert ours.keys() == expected.keys()
     for name, weight in ours.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=0.0, msg=name)
+
+
+@schemes
+@dtypes
+def test_octavo_loses_what_compressed_tensors_loses_in_every_scheme(
+    tmp_path: Path, dtype: torch.dtype, scheme: str
+) -> None:
+    config = quantized_config()
+    model = original(config, dtype)
+    inputs = [tokens(config, seed=i) for i in range(2)]
+    exact = torch.cat([reference_logits(model.float(), ids) for ids in inputs])
+    folder = quantize(model.to(dtype), tmp_path, scheme=scheme)
+    compressed_model = load_with_transformers(folder, dtype=torch.float32)
+    theirs = torch.cat([reference_logits(compressed_model, ids) for ids in inputs])
+    octavo = Transformer.from_folder(folder, dtype=torch.float32)
+    assert quantized_linears(octavo) == linears(config)
+    ours = octavo(torch.cat(inputs), [len(ids) for ids in inputs])
+    lost = divergence(exact, theirs)
+    assert 1e-5 < lost < 0.1
+    assert divergence(exact, ours) == pytest.approx(lost, rel=0.1)
+    if scheme == "W4A16":  # nothing is rounded when it runs
+        assert (ours - theirs).abs().max() < 1e-4 * exact.std()
+
+
+@pytest.mark.parametrize("scheme", ["FP8", "FP8_DYNAMIC", "W4A8"])
+@pytest.mark.parametrize("linear", ["q_proj", "o_proj", "down_proj"])
+def test_logits_agree_where_one_linear_is_in_another_scheme(
+    tmp_path: Path, linear: str, scheme: str
+) -> None:
+    """As the test of one linear in W8A8, below; float8's scales are the same in both runtimes."""
+    config = quantized_config((8,), n_layers=1)
+    ids = tokens(config)
+    model = original(config)
+    exact = reference_logits(model, ids)
+    folder = quantize(model, tmp_path, targets=[f"re:.*{linear}$"], ignore=[], scheme=scheme)
+    theirs = reference_logits(load_with_transformers(folder), ids)
+    ours = Transformer.from_folder(folder)(ids, [len(ids)])
+    limit = 0.02 if scheme == "W4A8" else 0.002
+    assert (ours - theirs).square().mean().sqrt() < limit * exact.std()
+    assert divergence(exact, ours) < 1.1 * divergence(exact, theirs)
+    assert (ours - exact).abs().max() > 0  # it was quantised at all
+
+
+@schemes
+def test_the_folders_of_these_tests_are_ones_that_transformers_reads(
+    tmp_path: Path, scheme: str
+) -> None:
+    config = quantized_config()
+    ids = tokens(config)
+    exact = reference_logits(original(config), ids)
+    folder = write_quantized(tmp_path, config, scheme, input_scale=STATIC_SCALE)
+    theirs = reference_logits(load_with_transformers(folder), ids)
+    ours = Transformer.from_folder(folder)(ids, [len(ids)])
+    assert divergence(exact, ours) == pytest.approx(divergence(exact, theirs), rel=0.15)
+
+
+@schemes
+def test_the_quantization_config_that_octavo_writes_is_read_by_transformers(
+    tmp_path: Path, scheme: str
+) -> None:
+    ignore = ["lm_head", r"re:.*layers\.1\..*"]
+    section = compressed.quantization_config(SCHEMES[scheme], ignore)
+    expected = quantization_config(ignore, scheme=scheme)
+    assert section | {"version": None} == expected | {"version": None}
+    config = quantized_config()
+    spared = [name for name in config.linear_names() if name.startswith("layers.1.")]
+    spared = ["lm_head", *(hugging_face_module(name) for name in spared)]
+    folder = write_quantized(tmp_path, config, scheme, ignore=spared, quantization_config=section)
+    load_with_transformers(folder)
+    octavo = Transformer.from_folder(folder)
+    assert octavo.config.quantization is not None
+    assert octavo.config.quantization.scheme == SCHEMES[scheme]
+    assert quantized_linears(octavo) == {n for n in linears(config) if "layers.1." not in n}
+
+
+@schemes
+def test_weights_stay_on_their_grid_and_scales_in_fp32_whatever_the_dtype(
+    tmp_path: Path, scheme: str
+) -> None:
+    config = quantized_config()
+    folder = write_quantized(tmp_path, config, scheme, dtype=torch.bfloat16)
+    stored = load_file(folder / "model.safetensors")
+    octavo = Transformer.from_folder(folder, dtype=torch.float16)
+    for kind, tensor in octavo.get_submodule("layers.2.feed_forward.w2").state_dict().items():
+        on_disk = stored[f"model.layers.2.mlp.down_proj.{kind}"]
+        if kind.endswith("_scale"):
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor.flatten(), on_disk.float().flatten())
+        else:
+            assert tensor.dtype == on_disk.dtype
+            assert torch.equal(tensor.view(torch.int8), on_disk.view(torch.int8))
+    ids = tokens(config, 20)
+    assert octavo(ids, [20]).isfinite().all()
+
+
+@schemes
+def test_one_layer_loads_alone(tmp_path: Path, scheme: str) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), scheme)
+    checkpoint = open_checkpoint(folder)
+    everything = checkpoint.load()
+    layer = checkpoint.load(prefix="layers.2.")
+    assert set(layer) == {name for name in everything if name.startswith("layers.2.")}
+    assert all(torch.equal(tensor, everything[name]) for name, tensor in layer.items())
+    assert not any(name.endswith("weight_shape") for name in everything)
+    assert list(checkpoint.load(prefix="norm.")) == ["norm.weight"]
+
+
+@schemes
+def test_weight_bytes_are_those_that_a_quantised_checkpoint_takes(
+    tmp_path: Path, scheme: str
+) -> None:
+    checkpoint = open_checkpoint(write_quantized(tmp_path, quantized_config(), scheme))
+    n_bytes = sum(t.numel() * t.element_size() for t in checkpoint.load().values())
+    assert checkpoint.config.weight_bytes(4) == n_bytes
 
 
 def test_int8_weights_reach_both_ends_of_their_range(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from octavo import LLM, Transformer
 from octavo.errors import CheckpointError, ConfigError, OctavoError, TokenizerError
-from tests.checkpoints import small_config, write_hugging_face, write_mistral, write_w8a8
+from tests.checkpoints import (
+    quantized_config,
+    small_config,
+    write_hugging_face,
+    write_mistral,
+    write_quantized,
+    write_w8a8,
+)
 
 
 def edit_json(path: Path, **fields: Any) -> None:
@@ -228,34 +235,56 @@ def quantization(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("part", "field", "value"),
+    ("scheme", "part", "field", "value", "possible"),
     [
-        ("weights", "num_bits", 4),
-        ("weights", "type", "float"),
-        ("weights", "strategy", "group"),
-        ("weights", "symmetric", False),
-        ("input_activations", "dynamic", False),
-        ("input_activations", "strategy", "tensor"),
-        ("input_activations", "num_bits", 4),
+        ("W8A8", "weights", "num_bits", 3, "8 (W8A8) or 4 (W4A8)"),
+        ("W8A8", "weights", "type", "float", "'int' (W8A8, W4A8)"),
+        ("W8A8", "weights", "strategy", "group", "'channel' (W8A8)"),
+        ("W8A8", "weights", "symmetric", False, "True (W8A8)"),
+        ("W8A8", "weights", "dynamic", True, "False (W8A8)"),
+        ("W8A8", "weights", "actorder", "group", "'static' or None"),
+        ("W8A8", "input_activations", "dynamic", False, "True (W8A8)"),
+        ("W8A8", "input_activations", "strategy", "tensor", "'token' (W8A8)"),
+        ("W8A8", "input_activations", "num_bits", 4, "8 (W8A8)"),
+        ("W4A16", "weights", "group_size", 64, "128 (W4A16)"),
+        ("W4A16", "weights", "num_bits", 8, "4 (W4A16)"),
+        ("W4A16", "weights", "symmetric", False, "True (W4A16)"),
+        ("W4A16", "weights", "actorder", "dynamic", "'static' or None"),
+        ("W4A8", "weights", "group_size", None, "128 (W4A8)"),
+        ("W4A8", "input_activations", "num_bits", 4, "8 (W4A8)"),
+        ("FP8", "weights", "strategy", "block", "'tensor' (FP8) or 'channel' (FP8_DYNAMIC)"),
+        ("FP8", "input_activations", "strategy", "token", "'tensor' (FP8)"),
+        ("FP8", "input_activations", "dynamic", True, "False (FP8)"),
+        ("FP8_DYNAMIC", "input_activations", "dynamic", "local", "True (FP8_DYNAMIC)"),
+        ("FP8_DYNAMIC", "weights", "num_bits", 4, "8 (FP8, FP8_DYNAMIC)"),
     ],
 )
-def test_quantisation_that_is_not_w8a8(w8a8: Path, part: str, field: str, value: Any) -> None:
-    section = quantization(w8a8)
+def test_quantisation_that_is_no_scheme(
+    tmp_path: Path, scheme: str, part: str, field: str, value: Any, possible: str
+) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), scheme)
+    section = quantization(folder)
     section["config_groups"]["group_0"][part][field] = value
-    edit_json(w8a8 / "config.json", quantization_config=section)
-    text = refusal(w8a8)
-    assert f"config_groups.group_0.{part}.{field} is {value!r}" in text
-    assert "which this build cannot run" in text
+    edit_json(folder / "config.json", quantization_config=section)
+    assert refusal(folder) == (
+        f"{folder / 'config.json'}: quantization_config.config_groups.group_0.{part}.{field} is "
+        f"{value!r}, which this build cannot run; it runs {possible}"
+    )
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("quant_method", "awq"),
-        ("format", "pack-quantized"),
+        ("format", "marlin-24"),
+        ("format", None),
         ("kv_cache_scheme", {"num_bits": 8}),
         ("transform_config", {"config_groups": {"R1": {"type": "hadamard"}}}),
+        ("sparsity_config", {"format": "sparse-24-bitmask"}),
+        ("sparsity_config", [1]),
         ("config_groups", {}),
+        ("ignore", "lm_head"),
+        ("ignore", ["re:("]),
     ],
 )
 def test_other_quantisation_formats(w8a8: Path, field: str, value: Any) -> None:
@@ -263,11 +292,113 @@ def test_other_quantisation_formats(w8a8: Path, field: str, value: Any) -> None:
     assert f"quantization_config.{field}" in refusal(w8a8)
 
 
-def test_weights_only_quantisation(w8a8: Path) -> None:
-    section = quantization(w8a8)
-    section["config_groups"]["group_0"]["input_activations"] = None
+def test_format_of_a_group_that_is_not_the_checkpoints(w8a8: Path) -> None:
+    section = quantization(w8a8) | {"format": "pack-quantized"}
     edit_json(w8a8 / "config.json", quantization_config=section)
-    assert "config_groups.group_0.input_activations is None" in refusal(w8a8)
+    text = refusal(w8a8)
+    assert "config_groups.group_0.format is 'int-quantized'" in text
+    assert "it runs 'pack-quantized' (W4A16)" in text
+
+
+@pytest.mark.parametrize("part", ["weights", "input_activations"])
+@pytest.mark.parametrize("value", [None, {}, 3, [8]])
+def test_part_of_a_scheme_that_is_missing(w8a8: Path, part: str, value: Any) -> None:
+    section = quantization(w8a8)
+    section["config_groups"]["group_0"][part] = value
+    edit_json(w8a8 / "config.json", quantization_config=section)
+    assert f"config_groups.group_0.{part}" in refusal(w8a8)
+
+
+def test_int4_weights_packed_for_inputs_in_int8(tmp_path: Path) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), "W4A16")
+    section = quantization(folder)
+    section["config_groups"]["group_0"]["input_activations"] = {"type": "int", "num_bits": 8}
+    edit_json(folder / "config.json", quantization_config=section)
+    text = refusal(folder)
+    assert "input_activations.type is 'int', which this build cannot run; it runs None" in text
+
+
+def test_two_schemes_in_one_checkpoint(w8a8: Path) -> None:
+    section = quantization(w8a8)
+    groups = section["config_groups"]
+    groups["group_1"] = json.loads(json.dumps(groups["group_0"]))
+    groups["group_1"]["weights"] |= {"num_bits": 4, "strategy": "group", "group_size": 128}
+    edit_json(w8a8 / "config.json", quantization_config=section)
+    assert "config_groups is ['W8A8', 'W4A8'], which this build cannot run" in refusal(w8a8)
+
+
+def test_groups_that_do_not_divide_a_linears_inputs(tmp_path: Path) -> None:
+    folder = write_w8a8(tmp_path, small_config())
+    section = quantization(folder)
+    weights = section["config_groups"]["group_0"]["weights"]
+    weights |= {"num_bits": 4, "strategy": "group", "group_size": 128}
+    edit_json(folder / "config.json", quantization_config=section)
+    text = refusal(folder)
+    assert text.startswith(f"{folder / 'config.json'}: quantises model.layers.0.self_attn.q_proj: ")
+    assert "128 inputs, which does not divide a linear with 64" in text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "tensor", "problem"),
+    [
+        ("W4A16", "weight_packed", torch.zeros(128, 32), "has dtype F32, expected I32"),
+        ("W4A16", "weight_packed", torch.zeros(128, 64).int(), "has shape [128, 64], the config"),
+        ("W4A16", "weight_scale", torch.ones(128, 1), "has shape [128, 1], the config asks for"),
+        ("W4A16", "weight_scale", torch.ones(128, 2).int(), "has dtype I32, expected BF16 or F16"),
+        ("W4A16", "weight_shape", torch.tensor([128, 255]), "holds [128, 255], the config asks"),
+        ("W4A16", "weight_shape", torch.ones(2), "has dtype F32, expected I64"),
+        ("W4A16", "weight_shape", torch.tensor([128, 256, 1]), "has shape [3], the config asks"),
+        ("W4A8", "weight", torch.zeros(128, 256), "has dtype F32, expected I8"),
+        ("W4A8", "weight_scale", torch.ones(128), "has shape [128], the config asks for [128, 2]"),
+        ("FP8", "weight", torch.zeros(128, 256).char(), "has dtype I8, expected F8_E4M3"),
+        ("FP8", "weight_scale", torch.ones(128, 1), "has shape [128, 1], the config asks for [1]"),
+        ("FP8", "input_scale", torch.ones(256), "has shape [256], the config asks for [1]"),
+        ("FP8_DYNAMIC", "weight_scale", torch.ones(1), "has shape [1], the config asks for [128, "),
+    ],
+)
+def test_wrong_tensor_of_a_quantised_linear(
+    tmp_path: Path, scheme: str, kind: str, tensor: torch.Tensor, problem: str
+) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), scheme)
+    name = f"model.layers.1.mlp.down_proj.{kind}"
+    edit_tensors(folder / "model.safetensors", lambda t: t.update({name: tensor}))
+    assert f"model.safetensors: the tensor {name} {problem}" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("W4A16", "weight_packed"),
+        ("W4A16", "weight_shape"),
+        ("W4A8", "weight_scale"),
+        ("FP8", "input_scale"),
+        ("FP8_DYNAMIC", "weight_scale"),
+    ],
+)
+def test_missing_tensor_of_a_quantised_linear(tmp_path: Path, scheme: str, kind: str) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), scheme)
+    name = f"model.layers.1.mlp.down_proj.{kind}"
+    edit_tensors(folder / "model.safetensors", lambda t: t.pop(name))
+    assert refusal(folder) == f"{folder}: the tensor {name} is missing"
+
+
+def test_index_of_reordered_columns_is_not_passed_over(tmp_path: Path) -> None:
+    folder = write_quantized(tmp_path, quantized_config(), "W4A16")
+    name = "model.layers.1.mlp.down_proj.weight_g_idx"
+    edit_tensors(folder / "model.safetensors", lambda t: t.update({name: torch.zeros(256).int()}))
+    assert f"the tensor {name} is not part of this model" in refusal(folder)
+
+
+def test_unfinished_quantisation(tmp_path: Path) -> None:
+    folder = tmp_path / "w8a8.unfinished"
+    folder.mkdir()
+    assert "no model here" in refusal(folder)
+    (folder / "progress.json").write_text("{}")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert refusal(folder) == (
+        f"{folder}: an unfinished quantisation; "
+        "run the same `octavo quantize` command again, and it goes on"
+    )
 
 
 def test_missing_scale(w8a8: Path) -> None:

@@ -11,6 +11,7 @@ from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.config import AttentionPattern, Quantization, format_size, parse_size
 from octavo.errors import ConfigError
 from octavo.model import Transformer
+from octavo.schemes import SCHEMES
 from tests.checkpoints import small_config
 
 
@@ -28,7 +29,7 @@ def test_parameter_count_is_that_of_the_model_built(tied: bool) -> None:
 
 def test_weight_bytes_are_those_of_the_tensors() -> None:
     linears = frozenset(n for n in small_config().linear_names() if n != "output")
-    config = small_config(quantization=Quantization("W8A8", linears))
+    config = small_config(quantization=Quantization(SCHEMES["W8A8"], linears))
     with torch.device("meta"):
         model = Transformer(config).to(torch.bfloat16)
     # .to() has turned the scales to bf16; they are kept in fp32.

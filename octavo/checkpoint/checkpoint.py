@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoint import compressed, huggingface, mistral, tensors
+from octavo.checkpoint.compressed import ExpectedTensor, expected_tensors
 from octavo.checkpoint.ministral import MINISTRAL_8B, is_ministral_8b, with_true_pattern
 from octavo.checkpoint.tensors import TensorInfo
 from octavo.config import AttentionPattern, ModelConfig
 from octavo.errors import CheckpointError, ConfigError
 
 FORMATS = ("auto", "mistral", "hf")
-_FLOATS = {"BF16", "F16", "F32"}
 _DTYPE_NAMES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
@@ -51,7 +51,7 @@ class Checkpoint:
         """The dtype of the floating-point weights: that of the embedding."""
         return tensors.DTYPES[self.tensors["tok_embeddings.weight"].dtype]
 
-    def load(self, dtype: torch.dtype | str | None = None) -> dict[str, Tensor]:
+    def load(self, dtype: torch.dtype | str | None = None, prefix: str = "") -> dict[str, Tensor]:
         """Every tensor by its name in `octavo.model`.
 
         Weights that need no change stay memory-mapped. The others are copied one at a time, and
@@ -59,15 +59,21 @@ class Checkpoint:
 
         Args:
             dtype: of the floating-point weights; None or "auto" keeps the file's.
+            prefix: `layers.3.` loads that layer alone; names stay whole.
         """
         target = self.dtype if dtype in (None, "auto") else parse_dtype(dtype)
-        return {name: self._load(name, info, target) for name, info in self.tensors.items()}
+        return {
+            name: self._load(name, info, target)
+            for name, info in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
     def _load(self, name: str, info: TensorInfo, dtype: torch.dtype) -> Tensor:
         tensor = info.read()
-        if name.endswith(".weight_scale"):
-            tensor = tensor.reshape(-1).float()
-        elif tensor.is_floating_point():
+        quantization = self.config.quantization
+        if quantization is not None and name.endswith("_scale"):
+            tensor = compressed.scale_as_run(tensor, quantization.scheme)
+        elif tensor.dtype in _DTYPE_NAMES.values():  # the others are on a grid
             tensor = tensor.to(dtype)
         if self.interleaved and name.rsplit(".", 2)[-2] in ("wq", "wk"):
             tensor = mistral.half_split_from_interleaved(tensor, self.config.head_dim)
@@ -155,6 +161,11 @@ def _choose_formats(folder: Path, config_format: str, load_format: str) -> tuple
             raise ConfigError(f"{option}: {value!r} is not one of {', '.join(FORMATS)}")
     has_params = (folder / mistral.PARAMS).is_file()
     has_config = (folder / huggingface.CONFIG).is_file()
+    if not has_config and tensors.is_unfinished_quantisation(folder):
+        raise CheckpointError(
+            f"{folder}: an unfinished quantisation; "
+            "run the same `octavo quantize` command again, and it goes on"
+        )
     if config_format == "auto" and not (has_params or has_config):
         raise ConfigError(
             f"{folder}: no model here, neither {mistral.PARAMS} nor {huggingface.CONFIG}"
@@ -179,23 +190,29 @@ def _choose_formats(folder: Path, config_format: str, load_format: str) -> tuple
     return config_format, load_format
 
 
-def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that the model needs, by its name, with its shape."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "tok_embeddings.weight": (config.vocab_size, config.dim),
-        "norm.weight": (config.dim,),
+def _expected(config: ModelConfig) -> dict[str, ExpectedTensor]:
+    """Every tensor that the model needs, by its name."""
+
+    def floats(*shape: int) -> ExpectedTensor:
+        return ExpectedTensor((shape,), compressed.FLOATS)
+
+    expected = {
+        "tok_embeddings.weight": floats(config.vocab_size, config.dim),
+        "norm.weight": floats(config.dim),
     }
     for i in range(config.n_layers):
-        shapes[f"layers.{i}.attention_norm.weight"] = (config.dim,)
-        shapes[f"layers.{i}.ffn_norm.weight"] = (config.dim,)
-    quantized = config.quantization.linears if config.quantization else frozenset()
+        expected[f"layers.{i}.attention_norm.weight"] = floats(config.dim)
+        expected[f"layers.{i}.ffn_norm.weight"] = floats(config.dim)
     for name in config.linear_names():
         if name == "output" and config.tied_embeddings:
             continue
-        shapes[f"{name}.weight"] = config.linear_shape(name)
-        if name in quantized:
-            shapes[f"{name}.weight_scale"] = (config.linear_shape(name)[0], 1)
-    return shapes
+        shape = config.linear_shape(name)
+        if config.quantization is not None and name in config.quantization.linears:
+            linear = expected_tensors(config.quantization.scheme, *shape)
+            expected |= {f"{name}.{kind}": tensor for kind, tensor in linear.items()}
+        else:
+            expected[f"{name}.weight"] = floats(*shape)
+    return expected
 
 
 def _match(
@@ -204,14 +221,17 @@ def _match(
     """Find each expected tensor among those stored; every mismatch is an error."""
     found: dict[str, TensorInfo] = {}
     remaining = dict(stored)
-    for name, shape in _expected_shapes(config).items():
+    for name, expected in _expected(config).items():
         module, kind = name.rsplit(".", 1)
         stored_name = f"{huggingface.module_name(module)}.{kind}" if hugging_face else name
         info = remaining.pop(stored_name, None)
         if info is None:
             raise CheckpointError(f"{folder}: the tensor {stored_name} is missing")
-        _require(info, shape, _dtypes_of(name, config))
-        found[name] = info
+        _require(info, expected)
+        if kind == "weight_shape":  # says once more what the config says; the model needs it not
+            _require_weight_shape(info, config.linear_shape(module))
+        else:
+            found[name] = info
     if config.tied_embeddings:  # some exporters write the shared matrix twice
         remaining.pop("lm_head.weight" if hugging_face else "output.weight", None)
     for info in remaining.values():
@@ -223,22 +243,22 @@ def _match(
     return found
 
 
-def _dtypes_of(name: str, config: ModelConfig) -> set[str]:
-    module = name.removesuffix(".weight")
-    if config.quantization and module in config.quantization.linears:
-        return {"I8"}
-    return _FLOATS
-
-
-def _require(info: TensorInfo, shape: tuple[int, ...], dtypes: set[str]) -> None:
-    flat_scale = info.name.endswith("weight_scale") and info.shape == shape[:1]
-    if info.shape != shape and not flat_scale:
+def _require(info: TensorInfo, expected: ExpectedTensor) -> None:
+    if info.shape not in expected.shapes:
         raise CheckpointError(
             f"{info.file}: the tensor {info.name} has shape {list(info.shape)}, "
-            f"the config asks for {list(shape)}"
+            f"the config asks for {list(expected.shapes[0])}"
         )
-    if info.dtype not in dtypes:
+    if info.dtype not in expected.dtypes:
         raise CheckpointError(
             f"{info.file}: the tensor {info.name} has dtype {info.dtype}, "
-            f"expected {' or '.join(sorted(dtypes))}"
+            f"expected {' or '.join(sorted(expected.dtypes))}"
+        )
+
+
+def _require_weight_shape(info: TensorInfo, shape: tuple[int, int]) -> None:
+    stored = info.read().tolist()
+    if stored != list(shape):
+        raise CheckpointError(
+            f"{info.file}: the tensor {info.name} holds {stored}, the config asks for {list(shape)}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
+    "F8_E4M3": torch.float8_e4m3fn,
     "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 
 
@@ -33,6 +37,10 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def read(self) -> Tensor:
         """The tensor, memory-mapped: its pages are read when they are used."""
@@ -83,6 +91,11 @@ def has_files(folder: Path, stem: str) -> bool:
     return any(folder.glob(f"{stem}.safetensors*")) or any(
         folder.glob(f"{stem}-*-of-*.safetensors")
     )
+
+
+def is_unfinished_quantisation(folder: Path) -> bool:
+    """Whether `octavo quantize` was stopped while it wrote this folder."""
+    return folder.suffix == ".unfinished" and (folder / "progress.json").is_file()
 
 
 def list_tensors(files: list[Path]) -> dict[str, TensorInfo]:

@@ -73,7 +73,8 @@ def _architecture(config: ModelConfig) -> Table:
     if config.quantization is not None:
         total = len(config.linear_names())
         n_quantized = len(config.quantization.linears)
-        rows["Quantisation"] = f"{config.quantization.scheme}, {n_quantized} of {total} linears"
+        scheme = config.quantization.scheme.name
+        rows["Quantisation"] = f"{scheme}, {n_quantized} of {total} linears"
     for feature, value in rows.items():
         table.add_row(feature, value)
     return table

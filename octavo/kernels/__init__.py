@@ -1,22 +1,36 @@
-"""The operations a forward pass is made of; `reference` defines each in plain PyTorch.
+"""The operations a forward pass is made of, each defined in plain PyTorch.
 
 The model calls these names and never asks which implementation answers.
 """
 
-from octavo.kernels.blockwise import attention
-from octavo.kernels.reference import (
-    apply_rotary,
+from octavo.kernels.fused import attention
+from octavo.kernels.int8 import int8_product
+from octavo.kernels.quantized import (
+    dequantize_groups,
+    linear_fp8,
+    linear_w4a8,
+    linear_w4a16,
     linear_w8a8,
+    pack_int4,
+    quantize_fp8,
     quantize_per_token,
-    rms_norm,
-    silu_mul,
+    unpack_int4,
 )
+from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
 
 __all__ = [
     "apply_rotary",
     "attention",
+    "dequantize_groups",
+    "int8_product",
+    "linear_fp8",
+    "linear_w4a8",
+    "linear_w4a16",
     "linear_w8a8",
+    "pack_int4",
+    "quantize_fp8",
     "quantize_per_token",
     "rms_norm",
     "silu_mul",
+    "unpack_int4",
 ]

@@ -43,35 +43,17 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
-def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 with one scale a token: x ≈ scale · q, scale = max|x| / 127.
+def int8_product(q: Tensor, weight: Tensor) -> Tensor:
+    """q @ weightᵀ in integers, exact.
 
     Args:
-        x: [T, K] float.
-
-    Returns:
-        q [T, K] int8 in -127…127 and scale [T, 1] fp32. A row of zeros gets scale 1.
-    """
-    x32 = x.float()
-    scale = x32.abs().amax(-1, keepdim=True) / 127.0
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return torch.round(x32 / scale).clamp_(-127, 127).to(torch.int8), scale
-
-
-def linear_w8a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """x @ weightᵀ in integers: int8 by int8 into int32, then both scales.
-
-    Args:
-        x: [T, K] float; quantised here, per token.
+        q: [T, K] int8.
         weight: [N, K] int8.
-        weight_scale: [N] fp32, one a row of the weight.
 
     Returns:
-        [T, N] in x's dtype.
+        [T, N] whole numbers, int32 or fp32.
     """
-    q, scale = quantize_per_token(x)
-    product = torch._int_mm(q, weight.t())  # [T, N] int32, exact
-    return (product.float() * scale * weight_scale).to(x.dtype)
+    return torch._int_mm(q, weight.t())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

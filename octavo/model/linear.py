@@ -1,4 +1,4 @@
-"""The two kinds of linear layer: floating point, and W8A8."""
+"""The linear layers: floating point, and one for each way to store weights in few bits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from octavo import kernels
 from octavo.config import ModelConfig
+from octavo.schemes import FP8_DTYPE, PACK_FACTOR, Scheme
 
 
 class Linear(nn.Module):
@@ -37,7 +38,7 @@ class LinearW8A8(nn.Module):
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
         super().__init__()
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(out_features))
@@ -47,9 +48,91 @@ class LinearW8A8(nn.Module):
         return kernels.linear_w8a8(x, self.weight, self.weight_scale)
 
 
-def make_linear(config: ModelConfig, name: str) -> Linear | LinearW8A8:
-    """The linear with this name: W8A8 where the checkpoint says so, floating point elsewhere."""
+class LinearW4A8(nn.Module):
+    """int4 weights, a byte each, with a scale per group of inputs; int8 activations as in W8A8.
+
+    Attributes:
+        weight: [out_features, in_features] int8 in -8…7.
+        weight_scale: [out_features, n_groups] fp32.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
+        super().__init__()
+        n_groups = scheme.n_groups(in_features)
+        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.empty(out_features, n_groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in_features] to [T, out_features], in x's dtype."""
+        return kernels.linear_w4a8(x, self.weight, self.weight_scale)
+
+
+class LinearW4A16(nn.Module):
+    """int4 weights, eight in an int32, with a scale per group of inputs; activations as they are.
+
+    Attributes:
+        weight_packed: [out_features, in_features / 8] int32, as `kernels.pack_int4` packs it.
+        weight_scale: [out_features, n_groups] fp32.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
+        super().__init__()
+        n_groups = scheme.n_groups(in_features)
+        packed = torch.empty(out_features, in_features // PACK_FACTOR, dtype=torch.int32)
+        self.register_buffer("weight_packed", packed)
+        self.register_buffer("weight_scale", torch.empty(out_features, n_groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in_features] to [T, out_features], in x's dtype."""
+        return kernels.linear_w4a16(x, self.weight_packed, self.weight_scale)
+
+
+class LinearFP8(nn.Module):
+    """float8 weights and activations, scaled as a whole (FP8) or a row and token (FP8_DYNAMIC).
+
+    Attributes:
+        weight: [out_features, in_features] float8_e4m3fn.
+        weight_scale: fp32, [1] or [out_features].
+        input_scale: [1] fp32 from calibration, or None: one a token, taken when it runs.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
+        super().__init__()
+        n_scales = 1 if scheme.weight_strategy == "tensor" else out_features
+        self.register_buffer("weight", torch.empty(out_features, in_features, dtype=FP8_DTYPE))
+        self.register_buffer("weight_scale", torch.empty(n_scales))
+        self.register_buffer("input_scale", torch.empty(1) if scheme.static_input else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in_features] to [T, out_features], in x's dtype."""
+        return kernels.linear_fp8(x, self.weight, self.weight_scale, self.input_scale)
+
+
+QuantizedLinear = LinearW8A8 | LinearW4A8 | LinearW4A16 | LinearFP8
+AnyLinear = Linear | QuantizedLinear
+_QUANTIZED: dict[str, type[QuantizedLinear]] = {
+    "W8A8": LinearW8A8,
+    "W4A16": LinearW4A16,
+    "W4A8": LinearW4A8,
+    "FP8": LinearFP8,
+    "FP8_DYNAMIC": LinearFP8,
+}
+
+
+def make_linear(config: ModelConfig, name: str) -> AnyLinear:
+    """The linear with this name: quantised where the checkpoint says so, else floating point."""
     out_features, in_features = config.linear_shape(name)
     if config.quantization is not None and name in config.quantization.linears:
-        return LinearW8A8(in_features, out_features)
+        scheme = config.quantization.scheme
+        return _QUANTIZED[scheme.name](in_features, out_features, scheme)
     return Linear(in_features, out_features)

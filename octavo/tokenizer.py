@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
@@ -137,14 +139,31 @@ class Tokenizer:
         Raises:
             RequestError: a conversation that the template cannot hold.
         """
-        try:
-            return self.mistral.encode_chat_completion(_request(messages, tools, request)).tokens
-        except MistralCommonException as error:
-            raise RequestError(f"messages: {error}") from None
-        except KeyError as error:
-            raise RequestError(f"messages: a message lacks the field {error}") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RequestError(f"messages: {_first_problem(error)}") from None
+        return _encode(self.mistral, messages, tools, request)
+
+    def encode_conversation(
+        self, messages: Sequence[Any], tools: Sequence[Any] | None = None
+    ) -> list[int]:
+        """Token ids of a finished conversation: `encode_chat` of all but the answer at its end,
+        then the answer (text or tool calls) and </s>. Without an answer there, `encode_chat`.
+
+        Args:
+            messages: OpenAI's dicts or mistral-common's messages.
+            tools: OpenAI's tool dicts or mistral-common's `Tool`s.
+
+        Raises:
+            RequestError: a conversation that the template cannot hold.
+        """
+        if not _ends_with_answer(messages):
+            return self.encode_chat(messages, tools)
+        return _encode(self._for_finished, messages, tools, {})
+
+    @cached_property
+    def _for_finished(self) -> MistralTokenizer:
+        """The same tokenizer with mistral-common's rules for conversations that are finished."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return MistralTokenizer.from_file(str(self.path), mode=ValidationMode.finetuning)
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids; control tokens such as </s> are left out unless `special`."""
@@ -195,6 +214,33 @@ class Detokenizer:
     def _hand_out(self, before: str, after: str) -> str:
         self._context, self._read = self._read, len(self._token_ids)
         return after[len(before) :]
+
+
+def _encode(
+    mistral: MistralTokenizer,
+    messages: Sequence[Any],
+    tools: Sequence[Any] | None,
+    request: dict[str, Any],
+) -> list[int]:
+    """Token ids of a conversation under the rules of `mistral`; its complaints in one line."""
+    try:
+        return mistral.encode_chat_completion(_request(messages, tools, request)).tokens
+    except RequestError:
+        raise
+    except KeyError as error:
+        raise RequestError(f"messages: a message lacks the field {error}") from None
+    except (
+        MistralCommonException, ValueError, TypeError, AttributeError, AssertionError, RuntimeError
+    ) as error:  # fmt: skip
+        raise RequestError(f"messages: {_first_problem(error)}") from None
+
+
+def _ends_with_answer(messages: Any) -> bool:
+    if not isinstance(messages, Sequence) or not messages:
+        return False
+    last = messages[-1]
+    role = last.get("role") if isinstance(last, dict) else getattr(last, "role", None)
+    return role == "assistant"
 
 
 def _request(

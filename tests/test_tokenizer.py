@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,81 @@ def test_conversation_the_template_cannot_hold_is_refused(cut: Tokenizer, messag
     with pytest.raises(RequestError) as caught:
         cut.encode_chat(messages)
     assert str(caught.value).startswith("messages: ") and "\n" not in str(caught.value)
+
+
+CALL = {"id": "abcdef123", "function": {"name": "f", "arguments": '{"a": 1}'}}
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+CONVERSATION: list[dict[str, Any]] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi, é! "},
+    {"role": "user", "content": "Call f."},
+    {"role": "assistant", "tool_calls": [CALL], "content": None},
+    {"role": "tool", "tool_call_id": "abcdef123", "name": "f", "content": "42"},
+    {"role": "assistant", "content": "It is 42."},
+]
+
+
+def of_version(version: str) -> Tokenizer:
+    make = {"v1": MistralTokenizer.v1, "v2": MistralTokenizer.v2, "v3": MistralTokenizer.v3}
+    mistral = make[version]()
+    return Tokenizer(mistral, Path(mistral.instruct_tokenizer.tokenizer.file_path))
+
+
+@pytest.mark.parametrize("version", ["cut", "tekken", "v1", "v2", "v3"])
+def test_finished_conversation_is_the_prompt_and_the_answer(
+    version: str, request: pytest.FixtureRequest
+) -> None:
+    named = version in ("cut", "tekken")
+    tokenizer = request.getfixturevalue(version) if named else of_version(version)
+    tools = None if version == "v1" else [{"type": "function", "function": FUNCTION}]
+    for end in range(1, 4 if version == "v1" else len(CONVERSATION) + 1):
+        found = tokenizer.encode_conversation(CONVERSATION[:end], tools)
+        last = CONVERSATION[end - 1]
+        if last["role"] != "assistant":
+            assert found == tokenizer.encode_chat(CONVERSATION[:end], tools)
+            continue
+        prompt = tokenizer.encode_chat(CONVERSATION[: end - 1], tools)
+        if last["content"] is None:
+            call = {"name": "f", "arguments": {"a": 1}}
+            with_id = call if version == "v2" else call | {"id": "abcdef123"}
+            text = tokenizer.encode(json.dumps([with_id]), bos=False)
+            answer = [tokenizer.tool_calls_id, *text]
+        else:  # v1 alone keeps a space at the end
+            content = last["content"] if version == "v1" else last["content"].rstrip(" ")
+            answer = tokenizer.encode(content, bos=False)
+        assert found == [*prompt, *answer, tokenizer.eos_id]
+
+
+def test_finished_call_may_lack_its_id(cut: Tokenizer) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    answers: list[dict[str, Any]] = [{"function": function}, {"id": "null", "function": function}]
+    for call in answers:
+        messages = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [call]}]
+        text = cut.decode(cut.encode_conversation(messages), special=True)
+        assert text == '<s>[INST]go[/INST][TOOL_CALLS][{"name": "f", "arguments": {}}]</s>'
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        "hello",
+        [{"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": 3}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, {"role": "tool"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
+    ],
+)
+def test_finished_conversation_the_template_cannot_hold_is_refused(
+    cut: Tokenizer, sentencepiece: Tokenizer, messages: Any
+) -> None:
+    for tokenizer in (cut, sentencepiece):
+        with pytest.raises(RequestError) as caught:
+            tokenizer.encode_conversation(messages)
+        assert str(caught.value).startswith("messages: ") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from octavo.checkpoint import DEMO
 from octavo.evaluate.passkey import ANSWER, passkey_prompt
+from octavo.quantize.calibration import OWN_CALIBRATION
+from training.calibration import calibration_records, chat_record, write_jsonl
 from training.data.chat import Chat, ChatEncoder, ask
 from training.data.documentation import documents
 from training.data.heldout import CARD_KEY
@@ -38,9 +40,6 @@ def held_out_records(encoder: ChatEncoder, seed: int = 11) -> list[dict[str, Any
     words, texts = held_out_words(encoder), documents(unseen=True)
     rng.shuffle(texts)
 
-    def chat(made: Chat) -> dict[str, Any]:
-        return {"messages": made.messages} | ({"tools": made.tools} if made.tools else {})
-
     def passkey() -> Chat:
         key = make_key(rng, unseen=True)
         prompt = passkey_prompt(
@@ -54,9 +53,12 @@ def held_out_records(encoder: ChatEncoder, seed: int = 11) -> list[dict[str, Any
         records += [
             {"text": text[:PROSE_CHARACTERS]} for text in texts[2 * number : 2 * number + 2]
         ]
-        records += [chat(make_sum(rng, True)), chat(make_letters(rng, words, True))]
-        records += [chat(make_tool_call(rng, True)), chat(make_tool_answer(rng, True))]
-        records += [chat(passkey())]
+        records += [chat_record(make_sum(rng, True)), chat_record(make_letters(rng, words, True))]
+        records += [
+            chat_record(make_tool_call(rng, True)),
+            chat_record(make_tool_answer(rng, True)),
+        ]
+        records += [chat_record(passkey())]
     return records
 
 
@@ -73,16 +75,22 @@ def counter(encoder: ChatEncoder) -> Callable[[str], int]:
 
 
 def main() -> None:
-    """Tokenizer, configuration, weights in bf16, example prompt, held-out records."""
+    """Tokenizer, configuration, weights in bf16, example prompt, held-out and calibration texts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--to", type=Path, default=DEMO)
+    parser.add_argument(
+        "--calibration-only", action="store_true", help=f"write {OWN_CALIBRATION} and nothing else"
+    )
     options = parser.parse_args()
     target: Path = options.to
     target.mkdir(parents=True, exist_ok=True)
     if not (target / "tekken.json").exists():
         cut_tokenizer(target / "tekken.json")
     encoder = ChatEncoder(load_tokenizer(target / "tekken.json"))
+    write_jsonl(target / OWN_CALIBRATION, calibration_records(encoder, counter(encoder)))
+    if options.calibration_only:
+        return
     (target / "params.json").write_text(json.dumps(asdict(ModelConfig()), indent=2) + "\n")
 
     checkpoint = options.work / "checkpoint.pt"

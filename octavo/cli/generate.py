@@ -16,6 +16,7 @@ from octavo.engine.llm import LLM
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import RequestError
+from octavo.jsonl import read_jsonl
 
 BATCH = 64  # records whose answers are in memory at a time
 
@@ -58,7 +59,7 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop,
         seed=seed,
     )  # fmt: skip
-    records = _read_jsonl(input) if input is not None else []
+    records = _read_records(input) if input is not None else []
     llm = options.load(
         model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, dtype,
         attention_pattern,
@@ -145,24 +146,11 @@ def _encode(llm: LLM, record: dict[str, Any], instruct: bool) -> list[int]:
     return llm.tokenizer.encode(record["prompt"])
 
 
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+def _read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a JSONL file; every bad line is an error that names it."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RequestError(f"{path}: cannot be read: {reason}") from None
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{path}: line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict) or not (
-            isinstance(record.get("prompt"), str) or isinstance(record.get("messages"), list)
-        ):
+    for number, record in read_jsonl(path):
+        if not (isinstance(record.get("prompt"), str) or isinstance(record.get("messages"), list)):
             raise RequestError(
                 f"{path}: line {number} must be an object with a `prompt` string or `messages` list"
             )

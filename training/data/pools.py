@@ -38,12 +38,17 @@ class Pools:
 def word_lists(encoder: ChatEncoder) -> list[str]:
     """Words to count letters in: documentation's, and chains of the vocabulary's pieces."""
     real = documentation.words(documentation.documents() + documentation.documents(unseen=True))
+    return make_words(random.Random(1), real, word_pieces(encoder), 3 * len(real))
+
+
+def word_pieces(encoder: ChatEncoder) -> list[str]:
+    """The vocabulary's tokens that are letters only, in lower case."""
     pieces = []
     for token in range(encoder.tekken.num_special_tokens, encoder.tekken.n_words):
         piece = encoder.tekken.decode([token]).strip()
         if re.fullmatch("[A-Za-z]{1,9}", piece):
             pieces.append(piece.lower())
-    return make_words(random.Random(1), real, pieces, 3 * len(real))
+    return pieces
 
 
 def story_sentences(rng: random.Random, count: int) -> list[str]:

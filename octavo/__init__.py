@@ -5,6 +5,15 @@ from octavo.engine.llm import LLM
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import OctavoError
 from octavo.model import Transformer
+from octavo.quantize import quantize
 from octavo.version import __version__
 
-__all__ = ["LLM", "OctavoError", "SamplingParams", "Transformer", "__version__", "generate"]
+__all__ = [
+    "LLM",
+    "OctavoError",
+    "SamplingParams",
+    "Transformer",
+    "__version__",
+    "generate",
+    "quantize",
+]

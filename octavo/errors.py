@@ -19,3 +19,13 @@ class TokenizerError(OctavoError):
 
 class RequestError(OctavoError, ValueError):
     """A prompt, message or sampling parameter that cannot be served."""
+
+
+class QuantizeError(OctavoError):
+    """A quantisation that cannot start, go on or be written."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch's allocators raise a plain RuntimeError, in many words."""
+    words = ("not enough memory", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -1,44 +1,74 @@
-"""`octavo demo`: the bundled model answers the model card's four kinds of prompt."""
+"""`octavo demo`: quantise the bundled model, and let it answer before and after."""
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 
-from octavo.demo.prompts import PROMPTS
+from octavo.cli.quantize import LayerProgress
+from octavo.demo.prompts import PROMPTS, DemoPrompt
 from octavo.engine.llm import LLM
+from octavo.engine.outputs import CompletionOutput
 from octavo.engine.sampling_params import SamplingParams
+from octavo.quantize import quantize
 
+SAMPLES = 128  # calibration texts: a demo should not take long
 SHOWN = 400  # characters of a prompt
 
 
 def demo() -> None:
-    """Load the bundled model and let it answer the model card's four kinds of prompt."""
+    """Quantise the bundled model; both models answer the model card's four kinds of prompt."""
     console = Console(highlight=False)
-    start = time.perf_counter()
-    llm = LLM("demo")
-    config = llm.model.config
-    console.print(
-        f"Bundled model: {config.n_parameters():,} parameters, "
-        f"{config.attention_pattern.describe(config.max_seq_len)}, "
-        f"loaded in {time.perf_counter() - start:.1f} s",
-    )
-    for prompt in PROMPTS:
-        messages = prompt.messages()
-        n_tokens = len(llm.tokenizer.encode_chat(messages, prompt.tools))
-        start = time.perf_counter()
-        output = llm.chat(
-            messages, SamplingParams(max_tokens=128, temperature=0), tools=prompt.tools
-        )[0]
-        seconds = time.perf_counter() - start
-        answer = output.outputs[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "demo-W8A8"
+        with LayerProgress(Console(stderr=True)) as progress:
+            report = quantize(
+                "demo",
+                num_calibration_samples=SAMPLES,
+                output_dir=folder,
+                sample_prompt=None,
+                on_progress=progress.update,
+            )
+        models = {"before": LLM("demo"), "after": LLM(folder)}
+        config = models["before"].model.config
+        console.print(
+            f"Bundled model: {config.n_parameters():,} parameters, "
+            f"{config.attention_pattern.describe(config.max_seq_len)}. "
+            f"Quantised to W8A8 in {report.seconds:.1f} s: "
+            f"{decimal(report.bytes_original)} before, {decimal(report.bytes_quantized)} after; "
+            f"KL divergence {report.kl:.6f} nats a token, "
+            f"perplexity {report.perplexity_original:.2f} before, "
+            f"{report.perplexity_quantized:.2f} after."
+        )
+        for prompt in PROMPTS:
+            _show(console, prompt, models)
+
+
+def _show(console: Console, prompt: DemoPrompt, models: dict[str, LLM]) -> None:
+    """A prompt, and what each model makes of it."""
+    messages = prompt.messages()
+    tokenizer = models["before"].tokenizer
+    n_tokens = len(tokenizer.encode_chat(messages, prompt.tools))
+    console.rule(f"{prompt.title} ({n_tokens:,} tokens)")
+    console.print(f"[bold]Prompt[/]  {_shortened(messages[-1]['content'])}")
+    params = SamplingParams(max_tokens=128, temperature=0)
+    for name, llm in models.items():
+        started = time.perf_counter()
+        answer = llm.chat(messages, params, tools=prompt.tools)[0].outputs[0]
+        seconds = time.perf_counter() - started
         verdict = "[green]right[/]" if prompt.is_right(answer) else "[red]wrong[/]"
-        console.rule(f"{prompt.title} ({verdict}, {n_tokens:,} tokens, {seconds:.2f} s)")
-        console.print(f"[bold]Prompt[/]  {_shortened(messages[-1]['content'])}")
-        console.print("[bold]Answer[/]  ", end="")
-        calls = [f"{call.name}({call.arguments})" for call in answer.tool_calls]
-        console.print("; ".join(calls) or answer.text, markup=False)
+        console.print(f"[bold]{name.capitalize():6}[/]  ({verdict}, {seconds:.2f} s) ", end="")
+        console.print(_text(answer), markup=False)
+
+
+def _text(answer: CompletionOutput) -> str:
+    calls: Sequence[str] = [f"{call.name}({call.arguments})" for call in answer.tool_calls]
+    return "; ".join(calls) or answer.text
 
 
 def _shortened(text: str) -> str:

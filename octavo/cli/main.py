@@ -13,7 +13,8 @@ from octavo.cli.demo import demo
 from octavo.cli.download import download
 from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
-from octavo.errors import OctavoError
+from octavo.cli.quantize import QuantizeCommand, quantize
+from octavo.errors import OctavoError, is_out_of_memory
 from octavo.version import __version__
 
 EXIT_USER_ERROR = 2
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for command in (demo, chat, generate, inspect, download):
     app.command()(command)
+app.command(cls=QuantizeCommand)(quantize)
 
 
 @app.callback(invoke_without_command=True)
@@ -55,13 +57,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print("octavo: out of memory; try a shorter prompt or --max-tokens", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch's allocators raise a plain RuntimeError, each with words of its own."""
-    words = ("not enough memory", "out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

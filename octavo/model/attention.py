@@ -36,6 +36,16 @@ class Attention(nn.Module):
         cache: Sequence[RaggedCache] | None,
     ) -> Tensor:
         """[T, dim] to [T, dim]; tokens of different sequences never see each other."""
+        return self.wo(self.attend(x, rotary, seqlens, cache))
+
+    def attend(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        seqlens: Sequence[int],
+        cache: Sequence[RaggedCache] | None,
+    ) -> Tensor:
+        """All heads' outputs, [T, n_heads * head_dim]: what wo is given."""
         q = self.wq(x).view(-1, self.n_heads, self.head_dim)
         k = self.wk(x).view(-1, self.n_kv_heads, self.head_dim)
         v = self.wv(x).view(-1, self.n_kv_heads, self.head_dim)
@@ -51,4 +61,4 @@ class Attention(nn.Module):
                 keys, values = sequence.layers[self.layer].extend(sequence.length, keys, values)
             outputs.append(kernels.attention(q[span], keys, values, self.window))
             start += n_tokens
-        return self.wo(torch.cat(outputs).flatten(1))
+        return torch.cat(outputs).flatten(1)

@@ -40,7 +40,11 @@ class FeedForward(nn.Module):
         self.w3 = make_linear(config, f"layers.{layer}.feed_forward.w3")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(kernels.silu_mul(self.w1(x), self.w3(x)))
+        return self.w2(self.gate(x))
+
+    def gate(self, x: Tensor) -> Tensor:
+        """SiLU(w1 x) · w3 x, [T, hidden_dim]: what w2 is given."""
+        return kernels.silu_mul(self.w1(x), self.w3(x))
 
 
 class Layer(nn.Module):

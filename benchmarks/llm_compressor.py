@@ -175,11 +175,15 @@ def to_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def quantize(
-    unquantised: Path, calibration: Sequence[list[int]], folder: Path, max_length: int
+    unquantised: Path,
+    calibration: Sequence[list[int]],
+    folder: Path,
+    max_length: int,
+    dtype: str = "auto",
 ) -> None:
-    """llm-compressor's W8A8 of a Hugging Face folder, saved to `folder`."""
+    """llm-compressor's W8A8 of a Hugging Face folder, computed in `dtype`, saved to `folder`."""
     auto: Any = transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(unquantised, dtype="auto", attn_implementation="eager")
+    model = auto.from_pretrained(unquantised, dtype=dtype, attn_implementation="eager")
     data = Dataset.from_dict(
         {
             "input_ids": list(calibration),

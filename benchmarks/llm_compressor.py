@@ -180,8 +180,9 @@ def quantize(
     folder: Path,
     max_length: int,
     dtype: str = "auto",
+    scheme: str = "W8A8",
 ) -> None:
-    """llm-compressor's W8A8 of a Hugging Face folder, computed in `dtype`, saved to `folder`."""
+    """A Hugging Face folder, quantised by llm-compressor in `dtype` and saved to `folder`."""
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_pretrained(unquantised, dtype=dtype, attn_implementation="eager")
     data = Dataset.from_dict(
@@ -197,7 +198,7 @@ def quantize(
         recipe=[
             SmoothQuantModifier(smoothing_strength=SMOOTHING_STRENGTH),
             GPTQModifier(
-                targets="Linear", scheme="W8A8", ignore=IGNORE, dampening_frac=DAMPENING_FRAC
+                targets="Linear", scheme=scheme, ignore=IGNORE, dampening_frac=DAMPENING_FRAC
             ),
         ],
         max_seq_length=max_length,

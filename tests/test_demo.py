@@ -38,13 +38,16 @@ def test_bundled_model_answers_the_cards_prompt(demo: LLM, prompt: DemoPrompt) -
     assert answer.finish_reason == "stop"
 
 
-def test_demo_prints_each_prompt_its_answer_and_the_time() -> None:
+def test_demo_quantises_and_prints_each_prompt_and_its_answers_before_and_after() -> None:
     out = run("-m", "octavo", "demo")
+    words = " ".join(out.split())
     for prompt in PROMPTS:
-        assert f"{prompt.title} (right, " in out
-        assert prompt.messages()[-1]["content"][:40] in " ".join(out.split())
-    assert out.count(" s)") == len(PROMPTS) and "wrong" not in out
-    assert "get_current_weather(" in out
+        assert f"{prompt.title} (" in words
+        assert prompt.messages()[-1]["content"][:40] in words
+    assert "Quantised to W8A8 in " in words and "wrong" not in out
+    for name in ("Before", "After "):
+        assert out.count(f"\n{name}  (right, ") == len(PROMPTS)
+    assert out.count("get_current_weather(") == 2
 
 
 @pytest.mark.parametrize("name", PRINTED)

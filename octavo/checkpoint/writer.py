@@ -42,7 +42,10 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
         module, kind = name.rsplit(".", 1)
         stored[f"{huggingface.module_name(module)}.{kind}"] = tensor.cpu().contiguous()
     part = path.with_name(f"{path.name}.part")
+    part.touch()
+    mode = part.stat().st_mode
     save_file(stored, part, metadata={"format": "pt"})
+    part.chmod(mode)  # safetensors lets only the owner read, where the user's umask may not mean to
     sync(part)
     part.replace(path)
 
@@ -144,7 +147,7 @@ def copy_tokenizer(source: Path, folder: Path, tokenizer: Path) -> None:
     for pattern in _COPIED:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
-    if not (folder / tokenizer.name).exists():
+    if tokenizer.parent != source:
         # mistral-common's own copy of V3-Tekken carries a date in its name.
         name = "tekken.json" if tokenizer.suffix == ".json" else tokenizer.name
         shutil.copyfile(tokenizer, folder / name)

@@ -71,8 +71,7 @@ class Activations:
         n_bytes = n_rows * width * dtype.itemsize
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             if os.fstat(file.fileno()).st_size != n_bytes:
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
-                os.ftruncate(file.fileno(), n_bytes)
+                _allocate(file.fileno(), n_bytes)
             self._map = mmap.mmap(file.fileno(), n_bytes)
         self._rows = torch.frombuffer(self._map, dtype=dtype).view(n_rows, width)
 
@@ -102,6 +101,13 @@ class Activations:
         row_bytes = self._rows.shape[1] * self._rows.element_size()
         start = rows.start * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, rows.stop * row_bytes - start)
+
+
+def _allocate(descriptor: int, n_bytes: int) -> None:
+    """Give a file its size, and all of the disk that it will need where the system can do that."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    os.ftruncate(descriptor, n_bytes)  # last: a file of the right size passes for one with room
 
 
 class Derived:

@@ -59,6 +59,9 @@ class Journal:
         try:
             values = JsonObject(path).values
             begun_with = values["settings"]
+            numbers = values["steps_done"], values["seconds"], values["peak_rss_bytes"]
+            if not isinstance(begun_with, dict) or min(numbers) < 0:
+                raise TypeError
             journal = cls(
                 folder,
                 settings,
@@ -81,10 +84,6 @@ class Journal:
         values = asdict(self)
         del values["folder"]
         write_json(self.folder / FILE, values)
-
-    def delete(self) -> None:
-        """Remove it: the output is whole."""
-        (self.folder / FILE).unlink(missing_ok=True)
 
 
 def peak_rss_bytes() -> int:

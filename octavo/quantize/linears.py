@@ -113,7 +113,7 @@ class LinearQuantizer:
             for name, weight, output in zip(names, weights, outputs, strict=True)
         ]
         if smoother is not None:
-            scales = self._smooth(smoother, names, weights, inputs, statistics)
+            scales = self._smooth(smoother, names, weights, statistics)
             probe = (probe.float() / scales).to(probe.dtype)
         factorization = self._factorize(statistics) if any(chosen) else None
         for i, name in enumerate(names):
@@ -181,7 +181,6 @@ class LinearQuantizer:
         smoother: NormSmoother | RowSmoother,
         names: Sequence[str],
         weights: Sequence[Tensor],
-        inputs: Rows,
         statistics: InputStatistics,
     ) -> Tensor:
         """Move outliers into the weights, which are changed; gives the scales [K]."""

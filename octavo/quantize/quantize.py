@@ -19,6 +19,7 @@ from octavo.engine.generate import generate
 from octavo.errors import ConfigError, QuantizeError, is_out_of_memory
 from octavo.model.streamed import streamed_transformer
 from octavo.quantize.calibration import read_samples
+from octavo.quantize.journal import FILE as JOURNAL
 from octavo.quantize.journal import Journal
 from octavo.quantize.recipe import Recipe
 from octavo.quantize.report import Report
@@ -158,15 +159,7 @@ def quantize(
         run.run()
         if _fingerprint(checkpoint) != inputs["model"]:
             raise QuantizeError(f"{source}: changed while it was read; start again")
-        writer.copy_tokenizer(source, unfinished, encoder.path)
-        bytes_quantized = writer.write_index(unfinished)
-        writer.write_config(
-            unfinished,
-            run.config,
-            checkpoint.dtype,
-            recipe.ignore,
-            {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id},
-        )
+        bytes_quantized = _complete(run, encoder)
         sample = "" if prompt is None else _continue(unfinished, encoder, prompt)
         journal.save()  # the peak of memory
         assert journal.divergence is not None
@@ -189,9 +182,19 @@ def quantize(
         )
         report.write(unfinished)
         run.delete_activations()
-        journal.delete()
-    _finish(unfinished, output)
+    _rename(unfinished, output)
+    (output / JOURNAL).unlink(missing_ok=True)  # until here, a killed run could go on
     return report
+
+
+def _complete(run: StreamingQuantizer, tokenizer: Tokenizer) -> int:
+    """Make a model of the shards: tokenizer, index and configs. Gives the bytes of its tensors."""
+    checkpoint, folder = run.checkpoint, run.folder
+    writer.copy_tokenizer(checkpoint.folder, folder, tokenizer.path)
+    n_bytes = writer.write_index(folder)
+    special_ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    writer.write_config(folder, run.config, checkpoint.dtype, run.recipe.ignore, special_ids)
+    return n_bytes
 
 
 def _device(device: str) -> torch.device:
@@ -203,6 +206,8 @@ def _device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: {device!r} cannot be used ({reason}); try cpu") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda")
     return found
 
 
@@ -257,7 +262,7 @@ def _working_in(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _finish(unfinished: Path, output: Path) -> None:
+def _rename(unfinished: Path, output: Path) -> None:
     """Give the folder its name: from here on it is whole."""
     try:
         if output.is_dir():  # it was empty when this began

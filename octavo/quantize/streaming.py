@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.writer import shard_name, write_shard
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, QuantizeError
 from octavo.evaluate.divergence import Divergence
 from octavo.model.linear import Linear
 from octavo.model.rope import rotary_angles
@@ -56,6 +56,7 @@ class StreamingQuantizer:
 
     Raises:
         ConfigError: the recipe does not fit the model, or the model not the memory.
+        QuantizeError: activations of a run that was stopped are gone.
     """
 
     def __init__(
@@ -228,17 +229,19 @@ class StreamingQuantizer:
     def _open_streams(self, number: int) -> tuple[Activations, Activations]:
         """A pair of files: all samples' activations, and the held-out ones' original."""
         n_held_out = self.n_tokens - self.n_calibration
-        opened = [
-            Activations(
-                self.folder / f"{name}-{number}.bin",
-                n_rows,
-                self.config.dim,
-                self.dtype,
-                self.resident,
+        streams = self._open("activations", number, self.n_tokens)
+        return streams, self._open("original", number, n_held_out)
+
+    def _open(self, name: str, number: int, n_rows: int) -> Activations:
+        """One file; that of a run that goes on must be there, since a new one would be zeros."""
+        path = self.folder / f"{name}-{number}.bin"
+        n_bytes = n_rows * self.config.dim * self.dtype.itemsize
+        goes_on = 0 < self.journal.steps_done < self.n_steps
+        if goes_on and not (path.is_file() and path.stat().st_size == n_bytes):
+            raise QuantizeError(
+                f"{path}: is missing or damaged; remove {self.folder} and start again"
             )
-            for name, n_rows in (("activations", self.n_tokens), ("original", n_held_out))
-        ]
-        return opened[0], opened[1]
+        return Activations(path, n_rows, self.config.dim, self.dtype, self.resident)
 
     def _own_rows(self, chunk: Chunk) -> slice:
         """Where a held-out chunk lies in the stream that holds nothing else."""

@@ -13,6 +13,7 @@ from octavo.engine import sampler
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence
+from octavo.engine.stats import EngineStats
 from octavo.errors import CheckpointError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
@@ -110,6 +111,10 @@ class Engine:
     def output(self, request_id: int) -> RequestOutput:
         """The answers to a live request, as far as they are."""
         return self._requests[request_id].output()
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+        return EngineStats(running=len(self._running), waiting=len(self._waiting))
 
     @property
     def has_work(self) -> bool:

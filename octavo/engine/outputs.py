@@ -58,6 +58,7 @@ class RequestOutput:
         outputs: `n` answers, by index.
         prompt_logprobs: per prompt token, None for the first; None if not asked for.
         finished: whether all answers are.
+        num_cached_tokens: of the prompt, found in the prefix cache and not computed again.
     """
 
     request_id: int
@@ -66,3 +67,4 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = True
+    num_cached_tokens: int = 0

@@ -1,4 +1,4 @@
-"""The ragged cache: any chunking gives one pass's result, and memory follows window and chunk."""
+"""The ragged paged cache: any chunking gives one pass's result, and windowed layers stay small."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import pytest
 import torch
 
 from octavo import Transformer
-from octavo.cache import RaggedCache
+from octavo.cache import CacheLayout, OutOfPages, PagePool, RaggedCache
 from octavo.errors import RequestError
 from tests.checkpoints import small_config, write_mistral
 
-LENGTH = 61  # not a multiple of any window or chunk here
+LENGTH = 61  # not a multiple of any window, chunk or page here
+WINDOWS = (None, 8, 5, 1)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
-    config = small_config((None, 8, 5, 1))
-    return Transformer.from_folder(write_mistral(tmp_path_factory.mktemp("m"), config))
+    return Transformer.from_folder(
+        write_mistral(tmp_path_factory.mktemp("m"), small_config(WINDOWS))
+    )
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 8, 9, 16, 60, 61])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 8, 9, 16, 17, 60, 61])
 def test_prefill_in_chunks_of_any_size_equals_one_pass(model: Transformer, chunk: int) -> None:
     ids = torch.randint(0, 96, (LENGTH,))
     expected = model(ids, [LENGTH])
@@ -45,7 +47,7 @@ def test_packed_sequences_do_not_see_each_other(model: Transformer) -> None:
 
 def test_packed_sequences_with_caches_mix_prefill_and_decode(model: Transformer) -> None:
     first, second = torch.randint(0, 96, (13,)), torch.randint(0, 96, (30,))
-    caches = [model.new_cache(13), model.new_cache(30)]
+    caches = model.new_caches(2, 30)
     model(first[:12], [12], caches[:1])
     mixed = model(torch.cat((first[12:], second)), [1, 30], caches)
     assert torch.allclose(mixed[0], model(first, [13])[-1], atol=1e-5)
@@ -53,50 +55,100 @@ def test_packed_sequences_with_caches_mix_prefill_and_decode(model: Transformer)
     assert [cache.length for cache in caches] == [13, 30]
 
 
-def test_windowed_layers_hold_only_their_window() -> None:
-    config = small_config((None, 8, 5, 1), n_kv_heads=2, head_dim=24)
-    cache = RaggedCache.for_model(config, 1000, torch.float32)
-    token = 2 * 2 * 24 * 4
-    assert cache.n_bytes() == token * (1000 + 8 + 5 + 1) == sum(config.kv_bytes(1000, 4))
+def test_forgotten_tokens_are_written_over(model: Transformer) -> None:
+    ids, wrong = torch.randint(0, 96, (40,)), torch.randint(0, 96, (9,))
+    cache = model.new_cache(60)
+    model(ids[:30], [30], [cache])
+    model(wrong, [9], [cache])
+    cache.length -= 9
+    again = model(ids[30:], [10], [cache])
+    assert torch.allclose(again, model(ids, [40])[30:], atol=1e-5)
 
 
-def test_a_chunk_sees_at_most_its_window_and_itself() -> None:
-    cache = RaggedCache.for_model(small_config((8,)), 1000, torch.float32)
-    for position in range(0, 800, 40):
-        k = torch.full((40, 2, 24), float(position))
-        keys, values = cache.layers[0].extend(position, k, k)
-        assert len(keys) == len(values) == (47 if position else 40)
+def test_layers_share_pages_by_kind() -> None:
+    pattern = (None, 64, 64, 64)
+    layout = CacheLayout.of(small_config(pattern, n_layers=8, max_seq_len=512), torch.float32)
+    assert layout.windows == (None, 64) and layout.rows == (1, 3) and layout.layers_per_page == 2
+    places = [(place.kind, place.row, place.slot) for place in layout.places]
+    assert places == [
+        (0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0), (0, 0, 1), (1, 1, 1), (1, 2, 0), (1, 2, 1)
+    ]  # fmt: skip
+    config = small_config(WINDOWS, max_seq_len=512)
+    assert CacheLayout.of(config, torch.float32).rows == (1, 1, 1, 1)
+    # A window that no context fills is no window.
+    assert CacheLayout.of(small_config((None, 512), max_seq_len=512), torch.float32).windows == (
+        None,
+    )
 
 
-def test_ring_gives_the_last_positions_in_order() -> None:
-    layer = RaggedCache.for_model(small_config((4,)), 100, torch.float32).layers[0]
-
-    def positions(start: int, n: int) -> torch.Tensor:
-        return torch.arange(start, start + n).float()[:, None, None].expand(n, 2, 24)
-
-    layer.extend(0, positions(0, 7), positions(0, 7))
-    keys, _ = layer.extend(7, positions(7, 2), positions(7, 2))
-    assert keys[:, 0, 0].tolist() == [4, 5, 6, 7, 8]
-    keys, _ = layer.extend(9, positions(9, 1), positions(9, 1))
-    assert sorted(keys[:, 0, 0].tolist()) == [6, 7, 8, 9]
+def test_a_page_counts_all_its_bytes() -> None:
+    config = small_config((None, 64), n_layers=4, n_kv_heads=2, head_dim=24)
+    layout = CacheLayout.of(config, torch.bfloat16)
+    pool = PagePool(layout, 10)
+    assert layout.page_bytes == 2 * 2 * 16 * 2 * 24 * 2
+    assert pool.keys.nbytes + pool.values.nbytes == 10 * layout.page_bytes
 
 
-def test_copy_goes_its_own_way(model: Transformer) -> None:
-    ids = torch.randint(0, 96, (20,))
-    cache = model.new_cache(40)
-    model(ids, [20], [cache])
+@pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 64])
+@pytest.mark.parametrize("chunk", [1, 7, 16, 40])
+def test_a_windowed_layer_never_holds_more_than_window_and_chunk(window: int, chunk: int) -> None:
+    layout = CacheLayout.of(small_config((None, window), max_seq_len=4096), torch.float32)
+    pool = PagePool(layout, layout.pages_needed(2000, chunk), enable_prefix_caching=False)
+    cache = RaggedCache(pool)
+    for start in range(0, 2000 - chunk + 1, chunk):
+        cache.prepare(chunk)
+        full, windowed = cache.tables
+        held = len(windowed.blocks) * layout.page_size
+        # Both ends may lie within a page.
+        assert held <= window - 1 + chunk + 2 * (layout.page_size - 1)
+        assert windowed.first * layout.page_size <= max(0, start - window + 1)
+        cache.length += chunk
+        assert len(full.blocks) == layout.n_blocks(cache.length) and full.first == 0
+        assert pool.n_held == cache.n_pages <= layout.pages_needed(cache.length, chunk)
+    cache.free()
+    assert pool.n_held == 0 and pool.n_available == pool.n_pages
+
+
+def test_copy_goes_its_own_way_and_shares_full_pages(model: Transformer) -> None:
+    ids = torch.randint(0, 96, (40,))
+    cache, other = model.new_caches(2, 64)
+    model(ids, [40], [cache])
+    before = cache.pool.n_held
     twin = cache.copy()
+    # Of the full layer two pages are shared and one is the twin's own; of the windowed layers,
+    # one each is its own.
+    assert twin.n_pages == cache.n_pages and cache.pool.n_held == before + 4
     model(torch.randint(0, 96, (15,)), [15], [cache])
     continued = model(ids[:5], [5], [twin])
-    expected = model(torch.cat((ids, ids[:5])), [25])[-5:]
+    expected = model(torch.cat((ids, ids[:5])), [45])[-5:]
     assert torch.allclose(continued, expected, atol=1e-5)
+    cache.free()
+    again = model(ids[5:10], [5], [twin])
+    expected = model(torch.cat((ids, ids[:10])), [50])[-5:]
+    assert torch.allclose(again, expected, atol=1e-5)
+    twin.free()
+    assert other.pool.n_held == 0
 
 
-def test_full_cache_refuses_more(model: Transformer) -> None:
+def test_full_cache_refuses_more_and_takes_nothing(model: Transformer) -> None:
     cache = model.new_cache(10)
     with pytest.raises(RequestError, match="11 more do not fit in its capacity of 10"):
         model(torch.zeros(11, dtype=torch.int64), [11], [cache])
-    assert cache.length == 0
+    assert cache.length == 0 and cache.n_pages == 0
+    pool = PagePool(CacheLayout.of(small_config((None,)), torch.float32), 3)
+    cache = RaggedCache(pool)
+    with pytest.raises(OutOfPages, match="4 more pages, and 3 are left"):
+        cache.prepare(49)
+    assert pool.n_held == 0
+    cache.prepare(48)
+    with pytest.raises(OutOfPages):
+        pool.allocate(0, 0)
+
+
+def test_caches_of_one_pass_share_a_pool(model: Transformer) -> None:
+    caches = [model.new_cache(10), model.new_cache(10)]
+    with pytest.raises(RequestError, match="share a pool"):
+        model(torch.zeros(2, dtype=torch.int64), [1, 1], caches)
 
 
 @pytest.mark.parametrize(

@@ -271,10 +271,10 @@ def test_tool_calls_of_a_chat_come_parsed(llm: LLM, monkeypatch: pytest.MonkeyPa
     tool_id = llm.tokenizer.tool_calls_id
     assert tool_id is not None
     text = '[{"name": "f", "arguments": {"a": 1}}]'
-    script = [tool_id, *llm.tokenizer.encode(text, bos=False), llm.tokenizer.eos_id]
+    script = iter([tool_id, *llm.tokenizer.encode(text, bos=False), llm.tokenizer.eos_id])
+    monkeypatch.setattr(llm.engine.scheduler, "speculate", False)
     monkeypatch.setattr(
-        "octavo.engine.sampler.sample",
-        lambda logits, params, prompt, output, *_: script[len(output)],
+        "octavo.engine.sampler.sample", lambda logits, *_: [next(script) for _ in logits]
     )
     params = SamplingParams(max_tokens=100, temperature=0)
     answer = llm.chat([{"role": "user", "content": "go"}], params)[0].outputs[0]

@@ -20,14 +20,19 @@ def kept(logits: torch.Tensor) -> list[int]:
     return torch.isfinite(logits).nonzero().flatten().tolist()
 
 
+def column(value: float) -> torch.Tensor:
+    return torch.tensor([[value]])
+
+
 def draw(n: int = 1, output: tuple[int, ...] = (), **params: Any) -> list[int]:
-    generator = torch.Generator().manual_seed(0)
     chosen = SamplingParams(**params)
-    return [sampler.sample(LOGITS, chosen, [], output, generator) for _ in range(n)]
+    row = sampler.adjust(LOGITS, chosen, [], output)
+    uniforms = [sampler.uniform(7, i) for i in range(n)]
+    return sampler.sample(row.expand(n, -1), [chosen] * n, uniforms)
 
 
 def test_top_k() -> None:
-    assert kept(sampler.keep_top_k(LOGITS, 2)) == [0, 1]
+    assert kept(sampler.keep_top_k(LOGITS[None], column(2).long())[0]) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -37,11 +42,12 @@ def test_top_k() -> None:
 def test_top_p_is_the_smallest_set_that_reaches_it(top_p: float, expected: list[int]) -> None:
     # Shuffled, so that the order of the vocabulary does not help.
     order = torch.tensor([3, 0, 4, 2, 1])
-    assert sorted(order[kept(sampler.keep_top_p(LOGITS[order], top_p))].tolist()) == expected
+    rows = sampler.keep_top_p(LOGITS[order][None], column(top_p))
+    assert sorted(order[kept(rows[0])].tolist()) == expected
 
 
 def test_min_p() -> None:
-    assert kept(sampler.keep_min_p(LOGITS, 0.3)) == [0, 1, 2]
+    assert kept(sampler.keep_min_p(LOGITS[None], column(0.3))[0]) == [0, 1, 2]
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
@@ -79,7 +85,44 @@ def test_cut_off_tokens_are_never_drawn() -> None:
 
 def test_banned_tokens_are_never_drawn() -> None:
     params = SamplingParams(temperature=0)
-    assert sampler.sample(LOGITS, params, [], [], torch.Generator(), banned_ids=[0, 1]) == 2
+    row = sampler.adjust(LOGITS, params, [], [], banned_ids=[0, 1])
+    assert sampler.sample(row[None], [params], [0.5]) == [2]
+
+
+def test_a_row_is_drawn_as_it_would_be_alone() -> None:
+    """Each row has its own parameters; what else is in the batch changes nothing."""
+    logits = torch.randn(8, 50)
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0.5, top_k=3),
+        SamplingParams(top_p=0.3),
+        SamplingParams(min_p=0.2),
+        SamplingParams(),
+        SamplingParams(temperature=2.0, top_k=-1, top_p=0.9),
+        SamplingParams(top_k=1),
+        SamplingParams(top_k=200, min_p=0.01),
+    ]
+    for trial in range(200):
+        uniforms = [sampler.uniform(trial, i) for i in range(8)]
+        alone = [sampler.sample(logits[i : i + 1], [params[i]], [uniforms[i]])[0] for i in range(8)]
+        assert sampler.sample(logits, params, uniforms) == alone
+        assert alone[0] == int(logits[0].argmax()) and alone[6] == int(logits[6].argmax())
+        assert alone[1] in logits[1].topk(3).indices
+
+
+def test_draws_at_the_ends_of_the_range_are_tokens_with_probability() -> None:
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    params = [SamplingParams()]
+    assert sampler.sample(logits, params, [0.0]) == [1]
+    assert sampler.sample(logits, params, [1 - 2**-52]) == [3]
+
+
+def test_uniforms_are_uniform_and_depend_on_seed_and_position_alone() -> None:
+    drawn = torch.tensor([sampler.uniform(seed, i) for seed in range(50) for i in range(200)])
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = torch.histc(drawn.float(), 10, 0, 1)
+    assert ((counts - 1000).abs() < 4 * 30).all()
+    assert sampler.uniform(3, 5) == sampler.uniform(3, 5) != sampler.uniform(5, 3)
 
 
 def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:

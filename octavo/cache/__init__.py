@@ -1,5 +1,18 @@
-"""Where keys and values are kept between forward passes."""
+"""Where keys and values are kept between forward passes: a ragged cache in pages."""
 
+from octavo.cache.batch import LayerPages, PagedBatch
+from octavo.cache.layout import PAGE_SIZE, CacheLayout
+from octavo.cache.pool import OutOfPages, PagePool
+from octavo.cache.prefix import block_digests
 from octavo.cache.ragged import RaggedCache
 
-__all__ = ["RaggedCache"]
+__all__ = [
+    "PAGE_SIZE",
+    "CacheLayout",
+    "LayerPages",
+    "OutOfPages",
+    "PagePool",
+    "PagedBatch",
+    "RaggedCache",
+    "block_digests",
+]

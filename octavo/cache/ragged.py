@@ -1,136 +1,158 @@
-"""The ragged KV cache of one sequence: full layers keep everything, windowed layers a ring."""
+"""The ragged KV cache of one sequence: full layers keep all pages, windowed layers the last."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
-from torch import Tensor
 
-from octavo.config import ModelConfig
+from octavo.cache.pool import Block, OutOfPages, PagePool
+from octavo.cache.prefix import Hit
 from octavo.errors import RequestError
 
 
-class LayerCache(ABC):
-    """One layer's keys and values.
+class PageTable:
+    """The pages of one sequence in the layers of one kind.
 
     Attributes:
-        keys, values: [slots, n_kv_heads, head_dim]. On a CPU the pages of an empty tensor are
-            taken from the system only when written, so a slot costs nothing until it is used.
+        first: the first block still held; those before it were given back.
+        blocks: the blocks from there on.
+        ids: [rows, capacity] int64, the page of every block counted from 0. Entries before `first`
+            are of the past, and those past the last block of the future.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
+    def __init__(self, n_rows: int) -> None:
+        self.first = 0
+        self.blocks: list[Block] = []
+        self.ids = torch.zeros(n_rows, 16, dtype=torch.int64)
 
-    @abstractmethod
-    def extend(self, position: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a chunk, and give what its queries need to see.
+    @property
+    def stop(self) -> int:
+        """The block after the last."""
+        return self.first + len(self.blocks)
 
-        Args:
-            position: of the chunk's first token.
-            k, v: [T, n_kv_heads, head_dim].
-
-        Returns:
-            Keys and values [n, n_kv_heads, head_dim], ending with the chunk's own.
-        """
-
-    def copy(self, length: int) -> LayerCache:
-        """A twin with slots of its own and the same `length` tokens."""
-        used = slice(0, min(length, self.keys.shape[0]))
-        keys, values = torch.empty_like(self.keys), torch.empty_like(self.values)
-        keys[used], values[used] = self.keys[used], self.values[used]
-        return type(self)(keys, values)
-
-
-class FullLayerCache(LayerCache):
-    """Every position, in order."""
-
-    def extend(self, position: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        stop = position + k.shape[0]
-        self.keys[position:stop] = k
-        self.values[position:stop] = v
-        return self.keys[:stop], self.values[:stop]
-
-
-class WindowedLayerCache(LayerCache):
-    """A ring of the last `window` positions: position p lives in slot p mod window."""
-
-    def extend(self, position: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As the base says; at most window - 1 + T keys, in order of position.
-
-        One token alone is the exception: it gets the ring as it lies, unordered, since it sees all
-        of it and attention does not ask for the order of what it sees in full.
-        """
-        window = self.keys.shape[0]
-        n_new = k.shape[0]
-        if n_new == 1:
-            self.keys[position % window] = k[0]
-            self.values[position % window] = v[0]
-            stored = min(position + 1, window)
-            return self.keys[:stored], self.values[:stored]
-        # The chunk's first query sees window - 1 positions before its own.
-        past = torch.arange(max(0, position - window + 1), position, device=k.device) % window
-        keys = torch.cat((self.keys[past], k))
-        values = torch.cat((self.values[past], v))
-        kept = min(n_new, window)
-        slots = torch.arange(position + n_new - kept, position + n_new, device=k.device) % window
-        self.keys[slots] = k[-kept:]
-        self.values[slots] = v[-kept:]
-        return keys, values
+    def append(self, block: Block) -> None:
+        """Hold one more block."""
+        at = self.stop
+        if at >= self.ids.shape[1]:
+            more = torch.zeros(self.ids.shape[0], at + 1, dtype=torch.int64)
+            self.ids = torch.cat((self.ids, more), dim=1)
+        self.ids[:, at] = torch.tensor(block.pages)
+        self.blocks.append(block)
 
 
 class RaggedCache:
-    """All layers' keys and values for one sequence.
+    """One sequence's keys and values: a page table for each kind of layer.
 
     Attributes:
-        length: tokens stored so far; `Transformer` moves it on after each pass.
-        capacity: tokens that fit.
-        layers: one `LayerCache` a layer.
+        pool: where the pages come from.
+        capacity: the most tokens that it may hold, or None.
+        length: tokens stored; `Transformer` moves it on after each pass. Moving it back forgets
+            the last tokens.
+        tables: one for each kind of layer.
     """
 
-    def __init__(self, capacity: int, layers: list[LayerCache], length: int = 0) -> None:
+    def __init__(self, pool: PagePool, capacity: int | None = None) -> None:
+        self.pool = pool
         self.capacity = capacity
-        self.layers = layers
-        self.length = length
+        self.length = 0
+        self.tables = [PageTable(rows) for rows in pool.layout.rows]
 
-    @classmethod
-    def for_model(
-        cls,
-        config: ModelConfig,
-        capacity: int,
-        dtype: torch.dtype = torch.bfloat16,
-        device: torch.device | str = "cpu",
-    ) -> RaggedCache:
-        """An empty cache: `capacity` slots in full layers, the window's in windowed ones."""
+    @property
+    def n_pages(self) -> int:
+        """Pages that this sequence holds, shared ones included."""
+        return sum(len(block.pages) for table in self.tables for block in table.blocks)
 
-        def empty(slots: int) -> Tensor:
-            return torch.empty(
-                slots, config.n_kv_heads, config.head_dim, dtype=dtype, device=device
-            )
+    def pages_to_take(self, n_new: int) -> int:
+        """How many more pages `prepare` would take from the pool for `n_new` tokens."""
+        layout = self.pool.layout
+        stop = layout.n_blocks(self.length + n_new)
+        total = 0
+        for kind, table in enumerate(self.tables):
+            passed = table.blocks[: max(0, layout.first_block(kind, self.length) - table.first)]
+            given_back = sum(len(block.pages) for block in passed if block.references == 1)
+            total += layout.rows[kind] * max(0, stop - table.stop) - given_back
+        return total
 
-        layers: list[LayerCache] = [
-            FullLayerCache(empty(capacity), empty(capacity))
-            if window is None or window >= capacity
-            else WindowedLayerCache(empty(window), empty(window))
-            for window in config.windows
-        ]
-        return cls(capacity, layers)
+    def prepare(self, n_new: int) -> None:
+        """Give back what the windows have passed, and take pages for `n_new` more tokens.
 
-    def copy(self) -> RaggedCache:
-        """A twin with memory of its own and the same contents."""
-        return RaggedCache(
-            self.capacity, [layer.copy(self.length) for layer in self.layers], self.length
-        )
-
-    def require_room(self, n_new: int) -> None:
-        """Raise RequestError if `n_new` more tokens do not fit."""
-        if self.length + n_new > self.capacity:
+        Raises:
+            OutOfPages: the pool has too few; nothing was taken.
+            RequestError: more tokens than the capacity.
+        """
+        if self.capacity is not None and self.length + n_new > self.capacity:
             raise RequestError(
                 f"KV cache: {self.length} tokens are stored and {n_new} more do not fit "
                 f"in its capacity of {self.capacity}"
             )
+        layout, pool = self.pool.layout, self.pool
+        needed = self.pages_to_take(n_new)
+        if needed > pool.n_available:
+            raise OutOfPages(f"KV cache: {needed} more pages, and {pool.n_available} are left")
+        for kind, table in enumerate(self.tables):
+            n_passed = max(0, layout.first_block(kind, self.length) - table.first)
+            if n_passed:
+                pool.release(table.blocks[:n_passed], passed=True)
+                del table.blocks[:n_passed]
+                table.first += n_passed
+        stop = layout.n_blocks(self.length + n_new)
+        for kind, table in enumerate(self.tables):
+            while table.stop < stop:
+                table.append(pool.allocate(kind, table.stop))
 
-    def n_bytes(self) -> int:
-        """Bytes of all keys and values at full capacity."""
-        return sum(2 * layer.keys.nbytes for layer in self.layers)
+    def take_over(self, hit: Hit) -> None:
+        """Begin with the blocks of a hit; the cache must be empty."""
+        for table, (first, blocks) in zip(self.tables, hit.blocks, strict=True):
+            table.first = first
+            table.ids = torch.zeros(table.ids.shape[0], hit.n_blocks + 16, dtype=torch.int64)
+            for block in blocks:
+                block.was_hit = True
+                self.pool.retain(block)
+                table.append(block)
+        self.length = hit.n_blocks * self.pool.layout.page_size
+
+    def remember(self, digests: list[bytes], start: int) -> int:
+        """Let the prefix cache know the blocks that are full, from block `start` on.
+
+        Args:
+            digests: of the sequence's blocks.
+            start: the first block that is not known yet.
+
+        Returns:
+            The first block that is not full.
+        """
+        stop = min(self.length // self.pool.layout.page_size, len(digests))
+        for table in self.tables:
+            for index in range(max(start, table.first), min(stop, table.stop)):
+                self.pool.prefix.insert(table.blocks[index - table.first], digests[index])
+        return max(start, stop)
+
+    def copy(self) -> RaggedCache:
+        """A twin with the same contents: it shares the full blocks, and has its own last one.
+
+        Raises:
+            OutOfPages: not even one block is left.
+        """
+        layout, pool = self.pool.layout, self.pool
+        n_full = self.length // layout.page_size
+        has_partial = self.length % layout.page_size > 0
+        if has_partial and sum(layout.rows) > pool.n_available:
+            raise OutOfPages("KV cache: no page is left for a copy")
+        twin = RaggedCache(pool, self.capacity)
+        twin.length = self.length
+        for kind, (table, other) in enumerate(zip(self.tables, twin.tables, strict=True)):
+            other.first = table.first
+            other.ids = table.ids.clone()
+            for block in table.blocks[: max(0, n_full - table.first)]:
+                pool.retain(block)
+                other.append(block)
+            if has_partial:
+                own = pool.allocate(kind, n_full)
+                pool.copy(table.blocks[n_full - table.first], own)
+                other.append(own)
+        return twin
+
+    def free(self) -> None:
+        """Give every block back; the cache is empty afterwards."""
+        self.pool.release([block for table in self.tables for block in table.blocks])
+        self.tables = [PageTable(rows) for rows in self.pool.layout.rows]
+        self.length = 0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from octavo.cache import CacheLayout, PagePool
+from octavo.cache.planner import SHARE_OF_FREE, CachePlan, free_bytes, plan_cache
 from octavo.engine import sampler
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.stats import EngineStats
 from octavo.errors import CheckpointError, RequestError
@@ -39,20 +41,36 @@ class _Request:
             prompt_token_ids=self.prompt_ids,
             outputs=[sequence.output() for sequence in self.sequences],
             prompt_logprobs=first.prompt_logprobs if wants_prompt else None,
-            finished=all(s.finish_reason is not None for s in self.sequences),
+            finished=self.finished,
+            num_cached_tokens=first.n_cached or 0,
         )
+
+    @property
+    def finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
 
 
 class Engine:
-    """Runs requests, first come first served, a bounded number of tokens a step.
+    """Runs requests by continuous batching over a ragged paged cache.
 
     Args:
         model: the transformer.
         tokenizer: for text and stop strings; None runs on token ids alone.
         eos_id: ends an answer; None takes the tokenizer's.
-        max_model_len: tokens of prompt and answer together; None is the model's context.
+        max_model_len: tokens of prompt and answer together; None is the model's context, or as much
+            of it as fits.
         max_num_seqs: answers in the making at once.
-        max_num_batched_tokens: tokens in one forward pass, which bounds its memory.
+        max_num_batched_tokens: tokens in one forward pass, which bounds its memory and how long a
+            long prompt can delay the answers that are being written.
+        memory: bytes for weights, cache and all else; None takes most of what is free.
+        enable_prefix_caching: whether prompts that begin alike are computed once.
+        speculate: whether tokens are guessed by prompt lookup; the answers are the same.
+
+    Attributes:
+        plan: how the memory is shared out.
+
+    Raises:
+        ConfigError: what does not fit in the memory, with the figures that would.
     """
 
     def __init__(
@@ -64,18 +82,34 @@ class Engine:
         max_model_len: int | None = None,
         max_num_seqs: int = MAX_NUM_SEQS,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+        memory: int | None = None,
+        enable_prefix_caching: bool = True,
+        speculate: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_id if eos_id is None and tokenizer else eos_id
-        self.max_model_len = max_model_len or model.config.max_seq_len
-        self.max_num_seqs = max_num_seqs
         # Fewer would leave some of the running answers without their one token a step.
-        self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        layout = CacheLayout.of(model.config, model.dtype)
+        self.plan: CachePlan = plan_cache(
+            model.config,
+            layout,
+            memory=int(free_bytes() * SHARE_OF_FREE) if memory is None else memory,
+            weight_bytes=model.config.weight_bytes(model.dtype.itemsize),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            chunk=max_num_batched_tokens,
+        )
+        self.max_model_len = self.plan.max_model_len
+        self.pool = PagePool(layout, self.plan.n_pages, model.device, enable_prefix_caching)
+        self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
         self._requests: dict[int, _Request] = {}
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
         self._next_id = 0
+        self._totals: dict[str, int] = dict.fromkeys(
+            ("prompt_tokens", "cached_tokens", "generated_tokens", "draft_tokens",
+             "accepted_tokens"), 0
+        )  # fmt: skip
 
     def add_request(
         self, prompt_ids: list[int], params: SamplingParams, prompt: str | None = None
@@ -99,49 +133,54 @@ class Engine:
         ]
         self._requests[request.request_id] = request
         # The other answers start as copies of the first, once it has read the prompt.
-        self._waiting.append(request.sequences[0])
+        self.scheduler.waiting.append(request.sequences[0])
         return request.request_id
 
     def abort(self, request_id: int) -> None:
-        """Forget a request, whatever its state; its cache is free at once."""
-        self._requests.pop(request_id, None)
-        self._waiting = deque(s for s in self._waiting if s.request_id != request_id)
-        self._running = [s for s in self._running if s.request_id != request_id]
+        """Forget a request, whatever its state; its pages are free at once."""
+        if self._requests.pop(request_id, None) is not None:
+            self.scheduler.remove(request_id)
 
     def output(self, request_id: int) -> RequestOutput:
         """The answers to a live request, as far as they are."""
         return self._requests[request_id].output()
 
     def stats(self) -> EngineStats:
-        """What the engine is doing now."""
-        return EngineStats(running=len(self._running), waiting=len(self._waiting))
+        """What the engine is doing, and has done."""
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            pages_used=self.pool.n_held,
+            pages_total=self.pool.n_pages,
+            preemptions_total=self.scheduler.n_preempted,
+            **{f"{name}_total": count for name, count in self._totals.items()},
+        )
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self.scheduler.waiting or self.scheduler.running)
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
         """One forward pass; the requests that finished with it."""
-        batch = self._schedule()
-        caches = [s.cache for s, _ in batch if s.cache is not None]
-        token_ids = [token for sequence, n in batch for token in sequence.pending(n)]
-        seqlens = [n for _, n in batch]
-        device = self.model.device
-        hidden = self.model.hidden(torch.tensor(token_ids, device=device), seqlens, caches)
-        ends = torch.tensor(seqlens).cumsum(0).tolist()
-        for (sequence, n), end in zip(batch, ends, strict=True):
-            if sequence.params.prompt_logprobs is not None and sequence.index == 0:
-                self._score_prompt(sequence, hidden[end - n : end])
-        ready = [
-            (sequence, end)
-            for (sequence, _), end in zip(batch, ends, strict=True)
-            if sequence.n_pending == 0
-        ]
-        if ready:
-            logits = self.model.logits(hidden[torch.tensor([end - 1 for _, end in ready])])
-            for (sequence, _), row in zip(ready, logits, strict=True):
-                self._advance(sequence, row)
+        batch = self.scheduler.schedule()
+        if not batch:
+            return []
+        self._count_started(batch)
+        complete = [each.n_tokens == each.sequence.n_pending for each in batch]
+        hidden = self._forward(batch)
+        ends = torch.tensor([each.n_tokens + len(each.draft) for each in batch]).cumsum(0).tolist()
+        sampled: list[tuple[Scheduled, slice]] = []  # with their rows of the logits
+        rows: list[int] = []
+        for each, end, is_complete in zip(batch, ends, complete, strict=True):
+            n_draft = len(each.draft)
+            self._score_prompt(each, hidden[end - n_draft - each.n_tokens : end - n_draft])
+            self.scheduler.remember(each.sequence)
+            if is_complete:
+                sampled.append((each, slice(len(rows), len(rows) + 1 + n_draft)))
+                rows.extend(range(end - n_draft - 1, end))
+        if rows:
+            self._sample(sampled, self.model.logits(hidden[rows]))
         return self._collect_finished()
 
     def run(self, request_ids: list[int]) -> Iterator[RequestOutput]:
@@ -170,65 +209,136 @@ class Engine:
         finally:
             self.abort(request_id)
 
-    def _schedule(self) -> list[tuple[Sequence, int]]:
-        """Which sequences run now, and how many of their pending tokens.
+    def _forward(self, batch: list[Scheduled]) -> Tensor:
+        """The hidden states of all tokens of a step; caches are moved on, but for the drafts."""
+        token_ids: list[int] = []
+        for each in batch:
+            token_ids += each.sequence.pending(each.n_tokens) + each.draft
+        hidden = self.model.hidden(
+            torch.tensor(token_ids, device=self.model.device),
+            [each.n_tokens + len(each.draft) for each in batch],
+            [each.sequence.cache for each in batch if each.sequence.cache is not None],
+        )
+        for each in batch:
+            assert each.sequence.cache is not None
+            each.sequence.cache.length -= len(each.draft)  # until they prove right
+        return hidden
 
-        Answers being written come first, a token each, so that a long prompt delays them by one
-        chunk at most; prompts share what is left of the budget in order of arrival.
+    def _sample(self, sampled: list[tuple[Scheduled, slice]], logits: Tensor) -> None:
+        """Choose the next tokens of every answer whose tokens have all been through the model.
+
+        Args:
+            sampled: each with its rows of the logits: one, and one for each guessed token.
+            logits: [R, vocab_size] fp32.
         """
-        while self._waiting and len(self._running) < self.max_num_seqs:
-            sequence = self._waiting.popleft()
-            sequence.cache = self.model.new_cache(len(sequence.prompt_ids) + sequence.max_tokens)
-            self._running.append(sequence)
-        budget = self.max_num_batched_tokens
-        batch: list[tuple[Sequence, int]] = []
-        for sequence in sorted(self._running, key=lambda s: s.n_pending > 1):
-            n = min(sequence.n_pending, budget)
-            if n > 0:
-                batch.append((sequence, n))
-                budget -= n
-        return batch
-
-    def _advance(self, sequence: Sequence, logits: Tensor) -> None:
-        """Sample the token after the last one; right after the prompt, for every answer."""
         if bool(logits.isnan().any()):
             raise CheckpointError(
                 "the model computed NaN: its weights are damaged, or overflow in float16 "
                 "(try dtype float32)"
             )
+        answers = [
+            (answer, each.draft, logits[rows])
+            for each, rows in sampled
+            for answer in self._answers_of(each.sequence)
+        ]
+        # What depends on nothing but its row is drawn for all answers at once.
+        plain = [(answer, draft, own) for answer, draft, own in answers if not answer.is_adjusted]
+        params, uniforms = [], []
+        for answer, draft, _ in plain:
+            for i in range(1 + len(draft)):
+                params.append(answer.params)
+                uniforms.append(sampler.uniform(answer.seed, len(answer.output_ids) + i))
+        tokens = (
+            sampler.sample(torch.cat([own for _, _, own in plain]), params, uniforms)
+            if plain
+            else []
+        )
+        for answer, draft, own in answers:
+            chosen: list[int] = []
+            if not answer.is_adjusted:
+                chosen, tokens = tokens[: len(own)], tokens[len(own) :]
+            self._advance(answer, draft, own, chosen)
+
+    def _answers_of(self, sequence: Sequence) -> list[Sequence]:
+        """The sequence; right after the prompt, its siblings too, started from the same pages."""
         siblings = [sequence]
         if not sequence.output_ids and sequence.index == 0:
-            others = self._requests[sequence.request_id].sequences[1:]
-            for other in others:
-                assert sequence.cache is not None
-                other.cache = sequence.cache.copy()
-            self._running.extend(others)
-            siblings += others
-        for each in siblings:
-            if each.max_tokens == 0:
-                each.finish_unsampled()
-                continue
-            token = sampler.sample(
-                logits, each.params, each.prompt_ids, each.output_ids, each.generator,
-                each.banned_ids(),
-            )  # fmt: skip
-            if each.params.logprobs is not None:
-                rows = sampler.top_logprobs(
-                    logits[None], torch.tensor([token], device=logits.device), each.params.logprobs
-                )
-                each.logprobs.append(self._named(rows[0]))
-            each.append(token)
+            for sibling in self._requests[sequence.request_id].sequences[1:]:
+                self.scheduler.fork(sequence, sibling)
+                if sibling.cache is not None:
+                    siblings.append(sibling)
+        return siblings
 
-    def _score_prompt(self, sequence: Sequence, hidden: Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow this chunk's rows."""
+    def _advance(
+        self, sequence: Sequence, draft: list[int], logits: Tensor, chosen: list[int]
+    ) -> None:
+        """Append the next token, and further ones as long as the guesses were right.
+
+        Args:
+            draft: the guesses.
+            logits: [1 + len(draft), vocab_size].
+            chosen: what was drawn from each row; empty if it depends on the tokens before.
+        """
+        if sequence.max_tokens == 0:
+            sequence.finish_unsampled()
+            return
+        assert sequence.cache is not None
+        n_accepted = 0
+        for row, guess in enumerate([*draft, None]):
+            token = chosen[row] if chosen else self._draw_adjusted(sequence, logits[row])
+            if sequence.params.logprobs is not None:
+                top = sampler.top_logprobs(
+                    logits[row : row + 1],
+                    torch.tensor([token], device=logits.device),
+                    sequence.params.logprobs,
+                )
+                sequence.logprobs.append(self._named(top[0]))
+            sequence.append(token)
+            self._totals["generated_tokens"] += 1
+            if token != guess or sequence.finish_reason is not None:
+                break
+            n_accepted += 1
+            sequence.cache.length += 1  # the guess is stored, and stays
+        if draft:
+            sequence.lookup.report(len(draft), n_accepted)
+            self._totals["draft_tokens"] += len(draft)
+            self._totals["accepted_tokens"] += n_accepted
+
+    def _draw_adjusted(self, sequence: Sequence, logits: Tensor) -> int:
+        """The next token, where penalties and the like depend on the tokens before it."""
+        row = sampler.adjust(
+            logits,
+            sequence.params,
+            sequence.prompt_ids,
+            sequence.output_ids,
+            sequence.banned_ids(),
+        )
+        drawn = sampler.uniform(sequence.seed, len(sequence.output_ids))
+        return sampler.sample(row[None], [sequence.params], [drawn])[0]
+
+    def _count_started(self, batch: list[Scheduled]) -> None:
+        for each in batch:
+            sequence = each.sequence
+            if sequence.n_cached is not None and not sequence.was_counted:
+                sequence.was_counted = True
+                self._totals["prompt_tokens"] += len(sequence.prompt_ids)
+                self._totals["cached_tokens"] += sequence.n_cached
+
+    def _score_prompt(self, scheduled: Scheduled, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt tokens that follow this chunk's rows [n, dim]."""
+        sequence = scheduled.sequence
+        if sequence.params.prompt_logprobs is None or sequence.index > 0:
+            return
         assert sequence.cache is not None
         first = sequence.cache.length - hidden.shape[0]  # position of the chunk's first row
-        count = sequence.params.prompt_logprobs or 0
+        # After a preemption rows come a second time.
+        done = max(0, len(sequence.prompt_logprobs) - 1 - first)
+        first, hidden = first + done, hidden[done:]
         following = sequence.prompt_ids[first + 1 : first + 1 + hidden.shape[0]]
         for start in range(0, len(following), LOGPROB_ROWS):
             chosen = torch.tensor(following[start : start + LOGPROB_ROWS], device=hidden.device)
             logits = self.model.logits(hidden[start : start + len(chosen)])
-            rows = sampler.top_logprobs(logits, chosen, count)
+            rows = sampler.top_logprobs(logits, chosen, sequence.params.prompt_logprobs)
             sequence.prompt_logprobs.extend(self._named(row) for row in rows)
 
     def _named(self, row: dict[int, tuple[float, int]]) -> dict[int, Logprob]:
@@ -240,12 +350,14 @@ class Engine:
 
     def _collect_finished(self) -> list[RequestOutput]:
         # Only what just ran can have finished; thousands of requests may be waiting.
-        touched = sorted({s.request_id for s in self._running if s.finish_reason is not None})
-        self._running = [s for s in self._running if s.finish_reason is None]
+        finished = [s for s in self.scheduler.running if s.finish_reason is not None]
+        for sequence in finished:
+            self.scheduler.remember(sequence)
+            self.scheduler.finish(sequence)
         outputs = []
-        for request_id in touched:
+        for request_id in sorted({sequence.request_id for sequence in finished}):
             request = self._requests[request_id]
-            if all(s.finish_reason is not None for s in request.sequences):
+            if request.finished:
                 del self._requests[request_id]
                 outputs.append(request.output())
         return outputs

@@ -1,8 +1,10 @@
-"""From one row of logits to one token. Each step is a function of its own."""
+"""From rows of logits to a token each. Each step is a function of its own."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -13,36 +15,76 @@ _NEVER = float("-inf")
 
 
 def sample(
+    logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> list[int]:
+    """Choose a token for each row: temperature, min_p, top_k, top_p, then one draw.
+
+    Args:
+        logits: [R, vocab_size] fp32, adjusted already; not changed.
+        params: [R].
+        uniforms: [R] in 0…1, from `uniform`.
+    """
+    tokens = logits.argmax(-1).tolist()
+    drawn = [row for row, each in enumerate(params) if not each.greedy]
+    if drawn:
+        rows = logits[drawn] if len(drawn) < len(params) else logits
+        chosen = _draw(rows, [params[row] for row in drawn], [uniforms[row] for row in drawn])
+        for row, token in zip(drawn, chosen, strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on nothing but a sequence's seed and the token's position.
+
+    So an answer does not depend on what else is in the batch, on preemption, or on whether tokens
+    were guessed.
+    """
+    digest = blake2b(struct.pack("<QQ", seed, position), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 * (1 - 2**-52)
+
+
+def adjust(
     logits: Tensor,
     params: SamplingParams,
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
-    generator: torch.Generator,
     banned_ids: Sequence[int] = (),
-) -> int:
-    """Choose the next token: penalties, temperature, min_p, top_k, top_p, then one draw.
+) -> Tensor:
+    """One row's logits with everything that depends on the sequence: [vocab_size].
 
     Args:
         logits: [vocab_size] fp32; not changed.
         params: how to sample.
         prompt_ids, output_ids: what the penalties count.
-        generator: of this sequence alone, so that a seed means the same in any company.
         banned_ids: tokens that may not come now (`min_tokens`).
     """
     if params.penalizes:
         logits = penalize(logits, params, prompt_ids, output_ids)
     if banned_ids:
         logits = logits.index_fill(0, torch.tensor(list(banned_ids), device=logits.device), _NEVER)
-    if params.greedy:
-        return int(logits.argmax())
-    logits = logits / params.temperature
-    if params.min_p > 0:
-        logits = keep_min_p(logits, params.min_p)
-    if 0 < params.top_k < logits.numel():
-        logits = keep_top_k(logits, params.top_k)
-    if params.top_p < 1:
-        logits = keep_top_p(logits, params.top_p)
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+    return logits
+
+
+def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+    """One token from each row's distribution, by inverting its cumulative sum."""
+
+    def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        values = [getattr(each, name) for each in params]
+        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
+
+    logits = logits / column("temperature")
+    if any(each.min_p > 0 for each in params):
+        logits = keep_min_p(logits, column("min_p"))
+    if any(each.top_k > 0 for each in params):
+        logits = keep_top_k(logits, column("top_k", torch.int64))
+    if any(each.top_p < 1 for each in params):
+        logits = keep_top_p(logits, column("top_p"))
+    cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    drawn = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    # The first token whose cumulative sum is beyond the draw has a probability above zero.
+    tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+    return tokens[:, 0].tolist()
 
 
 def penalize(
@@ -59,25 +101,30 @@ def penalize(
     return logits - params.presence_penalty * (answered > 0)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Only tokens at least as likely as the k-th."""
-    threshold = logits.topk(k).values[-1]
-    return logits.masked_fill(logits < threshold, _NEVER)
+def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
+    """Only tokens at least as likely as the k-th: [R, vocab_size], k [R, 1]; below 1 keeps all."""
+    n_tokens = logits.shape[-1]
+    count = torch.where(k < 1, n_tokens, k).clamp(max=n_tokens)
+    values = logits.topk(int(count.max()), dim=-1).values
+    return logits.masked_fill(logits < values.gather(-1, count - 1), _NEVER)
 
 
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """The smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman 2020)."""
-    ordered, indices = logits.sort(descending=True)
+def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman 2020).
+
+    [R, vocab_size], top_p [R, 1]; 1 keeps all.
+    """
+    ordered, indices = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     # A token stays if those before it have not reached top_p yet; so the first always stays.
-    dropped = probabilities.cumsum(-1) - probabilities >= top_p
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(0, indices, dropped), _NEVER)
+    dropped = (probabilities.cumsum(-1) - probabilities >= top_p) & (top_p < 1)
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, indices, dropped), _NEVER)
 
 
-def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Tokens with at least `min_p` of the likeliest one's probability."""
+def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Tokens with at least `min_p` [R, 1] of the likeliest one's probability, [R, vocab_size]."""
     probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < min_p * probabilities.max(), _NEVER)
+    return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), _NEVER)
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[dict[int, tuple[float, int]]]:

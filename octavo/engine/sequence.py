@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import secrets
 
 from octavo.cache import RaggedCache
 from octavo.engine.outputs import CompletionOutput, Logprob
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.speculation import PromptLookup
 from octavo.tokenizer import Detokenizer, Tokenizer
 
 
@@ -16,8 +17,15 @@ class Sequence:
     Attributes:
         request_id, index: which request, and which of its answers.
         prompt_ids, output_ids: token ids.
-        cache: keys and values of the first `cache.length` tokens of both; None until it runs.
+        token_ids: both.
+        cache: keys and values of the first `cache.length` tokens; None while it waits.
         max_tokens: the request's limit, or what the context leaves.
+        seed: of all its draws.
+        digests: of its blocks, as the prefix cache knows them.
+        n_remembered: blocks that the prefix cache has been told of.
+        n_cached: tokens that the prefix cache had when it first ran; None until then.
+        was_counted: whether its prompt is in the engine's statistics.
+        lookup: guesses its next tokens.
     """
 
     def __init__(
@@ -34,6 +42,7 @@ class Sequence:
         self.index = index
         self.prompt_ids = prompt_ids
         self.output_ids: list[int] = []
+        self.token_ids = list(prompt_ids)
         self.params = params
         self.max_tokens = max_tokens
         self.cache: RaggedCache | None = None
@@ -41,11 +50,13 @@ class Sequence:
         self.stop_reason: str | int | None = None
         self.logprobs: list[dict[int, Logprob]] = []
         self.prompt_logprobs: list[dict[int, Logprob] | None] = [None]
-        self.generator = torch.Generator()
-        if params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed((params.seed + index) % 2**63)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.seed = (seed + index) % 2**63
+        self.digests: list[bytes] = []
+        self.n_remembered = 0
+        self.n_cached: int | None = None
+        self.was_counted = False
+        self.lookup = PromptLookup()
         self._eos_id = None if params.ignore_eos else eos_id
         self._detokenizer = (
             Detokenizer(tokenizer, special=not params.skip_special_tokens) if tokenizer else None
@@ -58,7 +69,7 @@ class Sequence:
 
     @property
     def n_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
+        return len(self.token_ids)
 
     @property
     def n_pending(self) -> int:
@@ -68,11 +79,12 @@ class Sequence:
     def pending(self, limit: int) -> list[int]:
         """The first `limit` of them."""
         assert self.cache is not None
-        start, stop = self.cache.length, min(self.cache.length + limit, self.n_tokens)
-        n_prompt = len(self.prompt_ids)
-        if start >= n_prompt:
-            return self.output_ids[start - n_prompt : stop - n_prompt]
-        return self.prompt_ids[start:stop] + self.output_ids[: max(0, stop - n_prompt)]
+        return self.token_ids[self.cache.length : self.cache.length + limit]
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether the choice of its next token depends on those before, beyond the logits."""
+        return self.params.penalizes or bool(self.banned_ids())
 
     def banned_ids(self) -> list[int]:
         """Tokens that would end the answer before `min_tokens`."""
@@ -84,6 +96,7 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take a generated token in, and find out whether the answer ends with it."""
         self.output_ids.append(token_id)
+        self.token_ids.append(token_id)
         if token_id == self._eos_id:
             return self._finish("stop")
         if token_id in (self.params.stop_token_ids or ()):
@@ -123,7 +136,6 @@ class Sequence:
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
-        self.cache = None  # its memory is free from here on
         if self._detokenizer is not None:
             self._add_text(self._detokenizer.flush())
 
@@ -144,5 +156,4 @@ class Sequence:
         self._text = self._text[: at + len(stop) if keep_stop else at]
         self.stop_reason = stop
         self.finish_reason = "stop"
-        self.cache = None
         return True

@@ -5,6 +5,8 @@ The model calls these names and never asks which implementation answers.
 
 from octavo.kernels.fused import attention
 from octavo.kernels.int8 import int8_product
+from octavo.kernels.paged import append_kv
+from octavo.kernels.paged import attention as paged_attention
 from octavo.kernels.quantized import (
     dequantize_groups,
     linear_fp8,
@@ -19,6 +21,7 @@ from octavo.kernels.quantized import (
 from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
 
 __all__ = [
+    "append_kv",
     "apply_rotary",
     "attention",
     "dequantize_groups",
@@ -28,6 +31,7 @@ __all__ = [
     "linear_w4a16",
     "linear_w8a8",
     "pack_int4",
+    "paged_attention",
     "quantize_fp8",
     "quantize_per_token",
     "rms_norm",

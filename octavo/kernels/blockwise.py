@@ -7,6 +7,7 @@ of the block can see is never visited, so a windowed layer's work does not grow 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,10 +16,25 @@ QUERY_BLOCK = 256  # queries a block; rows are this times the group
 KEY_BLOCK = 1024  # keys a block
 
 
+Tokens = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `octavo.kernels.reference.attention`, same arguments; extra memory O(block), not O(T)."""
+    return attend(q, lambda low, high: (k[low:high], v[low:high]), k.shape[0], window, k.shape[1])
+
+
+def attend(q: Tensor, tokens: Tokens, n_keys: int, window: int | None, n_kv_heads: int) -> Tensor:
+    """The same, over keys and values that are fetched a block at a time.
+
+    Args:
+        q: [T_q, n_heads, head_dim].
+        tokens: gives keys and values of the tokens low…high-1, [high - low, n_kv_heads, head_dim].
+        n_keys: T_k.
+        window: tokens, or None for full attention.
+        n_kv_heads: of the keys.
+    """
     n_queries, n_heads, head_dim = q.shape
-    n_keys, n_kv_heads, _ = k.shape
     group = n_heads // n_kv_heads
     first_position = n_keys - n_queries  # of query 0, counted in keys
     # The heads that share keys become rows of one product: [n_kv_heads, T_q, group, head_dim].
@@ -28,13 +44,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     for start in range(0, n_queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, n_queries)
         rows = folded[:, start:stop].reshape(n_kv_heads, -1, head_dim).float()
-        low = 0 if window is None else max(0, first_position + start - window + 1)
+        position = first_position + start
         block = _attend_block(
             rows * (1.0 / math.sqrt(head_dim)),
-            k[low : first_position + stop],
-            v[low : first_position + stop],
+            tokens,
+            range(0 if window is None else max(0, position - window + 1), first_position + stop),
             group=group,
-            position=first_position + start - low,
+            position=position,
             window=window,
         )
         out_folded[:, start:stop] = block.view(n_kv_heads, stop - start, group, head_dim)
@@ -42,15 +58,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def _attend_block(
-    rows: Tensor, k: Tensor, v: Tensor, *, group: int, position: int, window: int | None
+    rows: Tensor,
+    tokens: Tokens,
+    seen: range,
+    *,
+    group: int,
+    position: int,
+    window: int | None,
 ) -> Tensor:
     """One block of queries over the keys it can see.
 
     Args:
         rows: [n_kv_heads, n_queries * group, head_dim] fp32, scaled; row r is query r // group.
-        k, v: [n_keys, n_kv_heads, head_dim].
+        tokens: as in `attend`.
+        seen: the tokens that any of the queries sees.
         group: query heads a key head.
-        position: index in `k` of the first query's own key.
+        position: of the first query.
         window: tokens, or None.
 
     Returns:
@@ -62,10 +85,10 @@ def _attend_block(
     total = torch.zeros_like(maximum)
     accumulated = torch.zeros_like(rows)
     query_positions = torch.arange(n_rows, device=rows.device) // group + position
-    for low in range(0, k.shape[0], KEY_BLOCK):
-        high = min(low + KEY_BLOCK, k.shape[0])
-        keys = k[low:high].transpose(0, 1).float()  # [n_kv_heads, keys, head_dim]
-        values = v[low:high].transpose(0, 1).float()
+    for low in range(seen.start, seen.stop, KEY_BLOCK):
+        high = min(low + KEY_BLOCK, seen.stop)
+        # [n_kv_heads, keys, head_dim]
+        keys, values = (each.transpose(0, 1).float() for each in tokens(low, high))
         scores = rows @ keys.transpose(1, 2)  # [n_kv_heads, rows, keys]
         # Only blocks that the diagonal or the window's edge crosses need a mask.
         crosses_diagonal = high - 1 > position

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import RaggedCache
+from octavo.cache import PagedBatch
 from octavo.config import ModelConfig
 from octavo.model.linear import make_linear
 
@@ -33,32 +33,40 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        cache: Sequence[RaggedCache] | None,
+        batch: PagedBatch | None,
     ) -> Tensor:
         """[T, dim] to [T, dim]; tokens of different sequences never see each other."""
-        return self.wo(self.attend(x, rotary, seqlens, cache))
+        return self.wo(self.attend(x, rotary, seqlens, batch))
 
     def attend(
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        cache: Sequence[RaggedCache] | None,
+        batch: PagedBatch | None,
     ) -> Tensor:
-        """All heads' outputs, [T, n_heads * head_dim]: what wo is given."""
+        """All heads' outputs, [T, n_heads * head_dim]: what wo is given.
+
+        Args:
+            x: [T, dim].
+            rotary: cos and sin of each token's position.
+            seqlens: tokens of each sequence.
+            batch: their pages; None for whole sequences that are not kept.
+        """
         q = self.wq(x).view(-1, self.n_heads, self.head_dim)
         k = self.wk(x).view(-1, self.n_kv_heads, self.head_dim)
         v = self.wv(x).view(-1, self.n_kv_heads, self.head_dim)
         q = kernels.apply_rotary(q, *rotary)
         k = kernels.apply_rotary(k, *rotary)
-        outputs = []
-        start = 0
-        for i, n_tokens in enumerate(seqlens):
-            span = slice(start, start + n_tokens)
-            keys, values = k[span], v[span]
-            if cache is not None:
-                sequence = cache[i]
-                keys, values = sequence.layers[self.layer].extend(sequence.length, keys, values)
-            outputs.append(kernels.attention(q[span], keys, values, self.window))
-            start += n_tokens
+        if batch is not None:
+            pages = batch.layer(self.layer)
+            kernels.append_kv(k, v, pages.keys, pages.values, pages.slot_mapping)
+            out = kernels.paged_attention(
+                q, pages.keys, pages.values, pages.page_table,
+                batch.query_lens, batch.kv_lens, self.window,
+            )  # fmt: skip
+            return out.flatten(1)
+        lengths = list(seqlens)
+        sequences = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        outputs = [kernels.attention(*sequence, self.window) for sequence in sequences]
         return torch.cat(outputs).flatten(1)

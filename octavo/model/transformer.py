@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import RaggedCache
+from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
 from octavo.errors import RequestError
@@ -62,9 +62,9 @@ class Layer(nn.Module):
         x: Tensor,  # [T, dim]
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        cache: Sequence[RaggedCache] | None,
+        batch: PagedBatch | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, seqlens, cache)
+        x = x + self.attention(self.attention_norm(x), rotary, seqlens, batch)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -127,8 +127,15 @@ class Transformer(nn.Module):
         return self.tok_embeddings.weight.device
 
     def new_cache(self, capacity: int) -> RaggedCache:
-        """An empty cache for one sequence of at most `capacity` tokens."""
-        return RaggedCache.for_model(self.config, capacity, self.dtype, self.device)
+        """An empty cache for one sequence of at most `capacity` tokens, with pages of its own."""
+        return self.new_caches(1, capacity)[0]
+
+    def new_caches(self, count: int, capacity: int) -> list[RaggedCache]:
+        """Empty caches for sequences of at most `capacity` tokens each, which may run together."""
+        layout = CacheLayout.of(self.config, self.dtype)
+        n_pages = count * layout.pages_needed(capacity, capacity)
+        pool = PagePool(layout, n_pages, self.device, enable_prefix_caching=False)
+        return [RaggedCache(pool, capacity) for _ in range(count)]
 
     def hidden(
         self,
@@ -138,15 +145,17 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The last layer's normed output, [T, dim]; arguments as in `forward`."""
         self._check(input_ids, seqlens, cache)
-        starts = [0] * len(seqlens) if cache is None else [each.length for each in cache]
-        spans = zip(starts, seqlens, strict=True)
-        positions = torch.cat([torch.arange(at, at + n, device=self.device) for at, n in spans])
+        batch = None if cache is None else PagedBatch(cache, seqlens)
+        if batch is None:
+            positions = torch.cat([torch.arange(n, device=self.device) for n in seqlens])
+        else:
+            positions = batch.positions.to(self.device)
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x = self.tok_embeddings(input_ids)
         for layer in self.layers:
-            x = layer(x, rotary, seqlens, cache)
-        for sequence, n in zip(cache or (), seqlens, strict=False):
-            sequence.length += n
+            x = layer(x, rotary, seqlens, batch)
+        if batch is not None:
+            batch.commit()
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -164,8 +173,8 @@ class Transformer(nn.Module):
         Args:
             input_ids: [T] integers, the sequences' new tokens one after another.
             seqlens: [B], how many tokens each sequence brings; sums to T.
-            cache: [B], one `RaggedCache` a sequence: the tokens go on from what it holds and are
-                added to it. None is one plain causal pass.
+            cache: [B], one `RaggedCache` a sequence, all of one pool: the tokens go on from what
+                it holds and are added to it. None is one plain causal pass.
 
         Returns:
             [T, vocab_size] fp32.
@@ -190,9 +199,5 @@ class Transformer(nn.Module):
             raise RequestError(
                 f"token ids must be in 0…{self.config.vocab_size - 1}; found {low}…{high}"
             )
-        if cache is None:
-            return
-        if len(cache) != len(seqlens):
+        if cache is not None and len(cache) != len(seqlens):
             raise RequestError(f"{len(cache)} caches for {len(seqlens)} sequences")
-        for sequence, n in zip(cache, seqlens, strict=True):
-            sequence.require_room(n)

@@ -1,0 +1,153 @@
+"""From a memory budget to the sequences and tokens that fit, before any of it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from octavo.cache.layout import CacheLayout
+from octavo.config import ModelConfig
+from octavo.errors import ConfigError
+
+SHARE_OF_FREE = 0.9  # of the free memory that is taken by default
+RUNTIME_BYTES = 400 * 2**20  # Python, PyTorch, their thread pools, the tokenizer
+FP32 = 4
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """How a memory budget is shared out.
+
+    Attributes:
+        layout: of the cache.
+        memory: the whole budget in bytes.
+        weight_bytes, working_bytes: what of it weights, and one forward pass, take.
+        n_pages: what is left, in pages.
+        max_model_len: tokens of the longest sequence.
+        max_num_seqs: answers in the making at once.
+        chunk: tokens of one forward pass.
+    """
+
+    layout: CacheLayout
+    memory: int
+    weight_bytes: int
+    working_bytes: int
+    n_pages: int
+    max_model_len: int
+    max_num_seqs: int
+    chunk: int
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.n_pages * self.layout.page_bytes
+
+    def n_sequences(self, n_tokens: int) -> int:
+        """How many sequences of this length fit at once."""
+        return self.n_pages // self.layout.pages_needed(n_tokens, self.chunk)
+
+    def longest(self, n_sequences: int) -> int:
+        """Tokens of each of `n_sequences` that fit at once, at most max_model_len."""
+        share = self.n_pages // n_sequences
+        return min(self.max_model_len, longest_fitting(self.layout, share, self.chunk))
+
+    def describe(self) -> str:
+        """What fits, in a line."""
+        whole = self.n_sequences(self.max_model_len)
+        together = min(whole, self.max_num_seqs)
+        fits = f"{together} x {self.max_model_len:,} tokens"
+        if whole < self.max_num_seqs:
+            fits += f", or {self.max_num_seqs} x {self.longest(self.max_num_seqs):,}"
+        return (
+            f"memory {_gib(self.memory)}: weights {_gib(self.weight_bytes)}, working memory "
+            f"{_gib(self.working_bytes)}, KV cache {_gib(self.cache_bytes)} in {self.n_pages:,} "
+            f"pages; at once fit {fits}"
+        )
+
+
+def plan_cache(
+    config: ModelConfig,
+    layout: CacheLayout,
+    *,
+    memory: int,
+    weight_bytes: int,
+    max_model_len: int | None,
+    max_num_seqs: int,
+    chunk: int,
+) -> CachePlan:
+    """Share out a memory budget.
+
+    Args:
+        config: the model's.
+        layout: of the cache.
+        memory: bytes for weights, working memory and cache together.
+        weight_bytes: of the weights as they run.
+        max_model_len: tokens of one sequence that must fit; None takes the model's context, or as
+            much of it as fits.
+        max_num_seqs: answers in the making at once.
+        chunk: tokens of one forward pass.
+
+    Raises:
+        ConfigError: not even the weights fit, or no sequence of max_model_len; with the figures
+            that would.
+    """
+    working = working_bytes(config, max_num_seqs, chunk)
+    fixed = weight_bytes + working
+    wanted = max_model_len or config.max_seq_len
+    needed = layout.pages_needed(wanted, min(chunk, wanted))
+    enough = _gib(fixed + needed * layout.page_bytes, up=True)
+    n_pages = (memory - fixed) // layout.page_bytes
+    longest = longest_fitting(layout, n_pages, chunk)
+    if longest == 0:
+        raise ConfigError(
+            f"memory: {_gib(memory)} is too little: weights take {_gib(weight_bytes)}, a pass of "
+            f"{chunk:,} tokens {_gib(working)}; for {wanted:,} tokens of context give {enough}"
+        )
+    if max_model_len is not None and longest < max_model_len:
+        raise ConfigError(
+            f"max_model_len: {max_model_len:,} tokens do not fit in {_gib(memory)} of memory; "
+            f"{longest:,} do, or give {enough} (--memory)"
+        )
+    return CachePlan(
+        layout, memory, weight_bytes, working, n_pages, min(wanted, longest), max_num_seqs, chunk
+    )
+
+
+def longest_fitting(layout: CacheLayout, n_pages: int, chunk: int) -> int:
+    """Tokens of the longest sequence that fits into `n_pages`; 0 if there is none."""
+    low, high = 0, max(n_pages, 0) * layout.page_size
+    while low < high:
+        middle = (low + high + 1) // 2
+        if layout.pages_needed(middle, min(chunk, middle)) <= n_pages:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def working_bytes(config: ModelConfig, max_num_seqs: int, chunk: int) -> int:
+    """Bytes beside weights and cache: the program, and one forward pass; an upper estimate."""
+    widest = max(config.hidden_dim, config.n_heads * config.head_dim, config.dim)
+    activations = chunk * (6 * widest + 4 * config.dim) * FP32
+    logits = 4 * max_num_seqs * config.vocab_size * FP32
+    attention = 128 * 2**20
+    return RUNTIME_BYTES + activations + logits + attention
+
+
+def free_bytes() -> int:
+    """Memory that can be had without swapping, within the limit of a container."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no such limit here
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def _gib(n_bytes: int, up: bool = False) -> str:
+    """In GiB to a hundredth; rounded up where it must suffice."""
+    hundredths = -(-n_bytes * 100 // 2**30) if up else round(n_bytes * 100 / 2**30)
+    return f"{hundredths / 100:.2f}G"

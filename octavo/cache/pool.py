@@ -1,0 +1,147 @@
+"""All pages of an engine: their memory, who holds them, and which may be taken again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.cache.layout import CacheLayout
+from octavo.cache.prefix import PrefixCache
+from octavo.errors import RequestError
+
+
+class OutOfPages(RequestError):
+    """Fewer pages are free than were asked for."""
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """The pages of page_size neighbouring tokens in the layers of one kind.
+
+    Attributes:
+        kind: of layer, an index into `CacheLayout.windows`.
+        pages: one for each of the kind's rows.
+        references: sequences that hold it.
+        depth: which block of its sequence, counted from 0.
+        digest: of its tokens and all before them, while the prefix cache knows it; else None.
+        last_used: when it was last given back, in the pool's own time.
+        was_hit: whether the prefix cache has ever given it to another sequence.
+        passed: whether a window had passed it when it was last given back.
+    """
+
+    kind: int
+    pages: tuple[int, ...]
+    depth: int
+    references: int = 1
+    digest: bytes | None = None
+    last_used: int = 0
+    was_hit: bool = False
+    passed: bool = False
+
+
+class PagePool:
+    """A fixed number of pages, counted by who holds them.
+
+    A page is held by sequences, or cached (held by none, but its contents are known to the prefix
+    cache), or free. Cached pages are taken when there are no free ones.
+
+    Attributes:
+        keys, values: [layers_per_page, n_pages, page_size, n_kv_heads, head_dim]. On a CPU a page
+            takes no memory before it is first written.
+
+    Args:
+        layout: the shape.
+        n_pages: how many.
+        device: where.
+        enable_prefix_caching: whether contents are remembered after their sequence has gone.
+    """
+
+    def __init__(
+        self,
+        layout: CacheLayout,
+        n_pages: int,
+        device: torch.device | str = "cpu",
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.layout = layout
+        self.n_pages = n_pages
+        self.prefix = PrefixCache(layout, enabled=enable_prefix_caching)
+        shape = (
+            layout.layers_per_page, n_pages, layout.page_size, layout.n_kv_heads, layout.head_dim
+        )  # fmt: skip
+        self.keys = _zeros(shape, layout.dtype, torch.device(device))
+        self.values = _zeros(shape, layout.dtype, torch.device(device))
+        self._free: list[int] = []
+        self._n_touched = 0  # pages from here on have never been used
+        self._clock = 0
+
+    @property
+    def n_available(self) -> int:
+        """Pages that nobody holds."""
+        return self.n_pages - self._n_touched + len(self._free) + self.prefix.n_unheld_pages
+
+    @property
+    def n_held(self) -> int:
+        """Pages that sequences hold."""
+        return self.n_pages - self.n_available
+
+    def allocate(self, kind: int, depth: int) -> Block:
+        """A block of whatever contents.
+
+        Raises:
+            OutOfPages: too few are left. Whoever needs several asks `n_available` first.
+        """
+        rows = self.layout.rows[kind]
+        while len(self._free) < rows:
+            if self._n_touched < self.n_pages:
+                self._free.append(self._n_touched)
+                self._n_touched += 1
+            elif (evicted := self.prefix.evict()) is not None:
+                self._free.extend(evicted.pages)
+            else:
+                raise OutOfPages(f"KV cache: all {self.n_pages} pages are in use")
+        return Block(kind, tuple(self._free.pop() for _ in range(rows)), depth)
+
+    def retain(self, block: Block) -> None:
+        """One more sequence holds this block."""
+        if block.references == 0:
+            self.prefix.take(block)
+        block.references += 1
+
+    def release(self, blocks: list[Block], *, passed: bool = False) -> None:
+        """A sequence lets go of blocks, all at one time.
+
+        Args:
+            passed: whether the window has passed them, so that they only serve hits shorter than
+                the sequence.
+        """
+        self._clock += 1
+        for block in blocks:
+            assert block.references > 0, "a block was released twice"
+            block.references -= 1
+            if block.references:
+                continue
+            block.last_used, block.passed = self._clock, passed
+            if block.digest is None:
+                self._free.extend(block.pages)
+            else:
+                self.prefix.keep(block)
+
+    def copy(self, source: Block, target: Block) -> None:
+        """The contents of one block, written into another of its kind."""
+        for tensor in (self.keys, self.values):
+            tensor[:, list(target.pages)] = tensor[:, list(source.pages)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, the system hands out page by page as they are written.
+
+    Zeros and not whatever the memory held: a probability of 0 times NaN is NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(n_bytes, np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,199 @@
+"""Attention over a paged cache, any mix of prompt chunks and single tokens in one call.
+
+`attention_reference` is the definition. `attention` computes the same: sequences with few new
+tokens go together, a bucket of similar lengths in one product; a long chunk goes by itself, a block
+of keys gathered at a time, so that memory never grows with the context.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.kernels import blockwise, fused, reference
+
+FEW_QUERIES = 16  # new tokens of a sequence that shares a product with others
+BUCKET_ELEMENTS = 2**22  # keys' elements gathered at a time; 16 MiB in fp32
+PADDING = 1.5  # times its own keys that a sequence in a bucket may be given
+
+
+def append_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
+    """Store new keys and values in their pages.
+
+    Args:
+        k, v: [T, n_kv_heads, head_dim].
+        keys, values: [n_pages, page_size, n_kv_heads, head_dim], changed in place.
+        slot_mapping: [T] int64, page · page_size + offset of each token.
+    """
+    keys.flatten(0, 1).index_copy_(0, slot_mapping, k)
+    values.flatten(0, 1).index_copy_(0, slot_mapping, v)
+
+
+def attention_reference(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """Causal grouped-query attention of several sequences over their pages.
+
+    The queries of a sequence are the last of its tokens, whose keys are stored already.
+
+    Args:
+        q: [T, n_heads, head_dim], the sequences' queries one after another.
+        keys, values: [n_pages, page_size, n_kv_heads, head_dim].
+        page_table: [B, n_blocks] int64: token p of sequence b is in page page_table[b, p //
+            page_size]. Only entries that a query can see are looked at.
+        query_lens: [B], new tokens of each sequence; sums to T.
+        kv_lens: [B], all tokens of each sequence.
+        window: tokens, or None for full attention.
+
+    Returns:
+        [T, n_heads, head_dim] in q's dtype.
+    """
+    outputs = []
+    for row, queries, n_keys in zip(page_table, q.split(list(query_lens)), kv_lens, strict=True):
+        first = _first_block(len(queries), n_keys, window, keys.shape[1])
+        k, v = (_gather(pages, row, first, n_keys) for pages in (keys, values))
+        outputs.append(reference.attention(queries, k, v, window))
+    return torch.cat(outputs)
+
+
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """As `attention_reference`, same arguments; memory bounded by the bucket and the block."""
+    page_size = keys.shape[1]
+    out = torch.empty_like(q)
+    few: list[_Span] = []
+    start = 0
+    for index, (n_queries, n_keys) in enumerate(zip(query_lens, kv_lens, strict=True)):
+        first = _first_block(n_queries, n_keys, window, page_size)
+        n_blocks = -(-n_keys // page_size) - first
+        elements = n_blocks * keys[0].numel()
+        if n_queries <= FEW_QUERIES and elements <= BUCKET_ELEMENTS:
+            few.append(_Span(index, start, n_queries, n_keys, first, n_blocks))
+        else:
+            span = slice(start, start + n_queries)
+            out[span] = _attend_alone(q[span], keys, values, page_table[index], n_keys, window)
+        start += n_queries
+    for bucket in _buckets(few, keys[0].numel()):
+        _attend_together(q, keys, values, page_table, bucket, window, out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One sequence of a bucket: its queries q[start : start + n_queries], and its blocks."""
+
+    index: int
+    start: int
+    n_queries: int
+    n_keys: int
+    first_block: int
+    n_blocks: int
+
+
+def _first_block(n_queries: int, n_keys: int, window: int | None, page_size: int) -> int:
+    """The first block that any of the queries sees."""
+    return 0 if window is None else max(0, n_keys - n_queries - window + 1) // page_size
+
+
+def _gather(pages: Tensor, row: Tensor, first_block: int, n_keys: int) -> Tensor:
+    """The tokens of one sequence from a block on, [n, n_kv_heads, head_dim]."""
+    page_size = pages.shape[1]
+    stop = -(-n_keys // page_size)
+    return pages[row[first_block:stop]].flatten(0, 1)[: n_keys - first_block * page_size]
+
+
+def _attend_alone(
+    q: Tensor, keys: Tensor, values: Tensor, row: Tensor, n_keys: int, window: int | None
+) -> Tensor:
+    """One sequence, whose keys are gathered at once if they are few, else a block at a time."""
+    page_size = keys.shape[1]
+    first = _first_block(len(q), n_keys, window, page_size)
+    n_seen = n_keys - first * page_size
+    if len(q) * n_seen <= fused.MASK_ELEMENTS and n_seen * keys[0, 0].numel() <= BUCKET_ELEMENTS:
+        k, v = (_gather(pages, row, first, n_keys) for pages in (keys, values))
+        return fused.attention(q, k, v, window)
+
+    def tokens(low: int, high: int) -> tuple[Tensor, Tensor]:
+        start, stop = low // page_size, -(-high // page_size)
+        inside = slice(low - start * page_size, high - start * page_size)
+        k, v = (pages[row[start:stop]].flatten(0, 1)[inside] for pages in (keys, values))
+        return k, v
+
+    return blockwise.attend(q, tokens, n_keys, window, keys.shape[2])
+
+
+def _buckets(spans: list[_Span], page_elements: int) -> list[list[_Span]]:
+    """Sequences of similar length together, in bounded memory."""
+    buckets: list[list[_Span]] = []
+    # Longest first: a bucket is as wide as its first member.
+    for span in sorted(spans, key=lambda span: -span.n_blocks):
+        if buckets:
+            bucket = buckets[-1]
+            width = bucket[0].n_blocks
+            fits = (len(bucket) + 1) * width * page_elements <= BUCKET_ELEMENTS
+            if fits and width <= PADDING * span.n_blocks + 4:
+                bucket.append(span)
+                continue
+        buckets.append([span])
+    return buckets
+
+
+def _attend_together(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    bucket: list[_Span],
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """Padded to the longest of the bucket, in fp32; writes the bucket's rows of `out`."""
+    _, page_size, n_kv_heads, head_dim = keys.shape
+    device = q.device
+    n_queries = max(span.n_queries for span in bucket)
+    columns = torch.tensor(
+        [[s.index, s.start, s.n_queries, s.n_keys, s.first_block, s.n_blocks] for s in bucket],
+        device=device,
+    )
+    index, start, own_queries, own_keys, first, own_blocks = columns.t()[..., None].unbind()
+    # A shorter sequence reads its last block again, and its last query; both are masked or dropped.
+    blocks = torch.arange(bucket[0].n_blocks, device=device).minimum(own_blocks - 1) + first
+    pages = page_table[index, blocks]  # [B, n_blocks]
+    rows = torch.arange(n_queries, device=device).minimum(own_queries - 1) + start  # [B, n_queries]
+    query_positions = (rows - start + own_keys - own_queries)[..., None]  # [B, n_queries, 1]
+    key_positions = (
+        torch.arange(bucket[0].n_blocks * page_size, device=device) + first * page_size
+    )[:, None]  # [B, 1, L]
+    hidden = key_positions > query_positions
+    if window is not None:
+        hidden |= key_positions <= query_positions - window
+    # Heads that share keys become rows of one product: [B, n_kv_heads, n_queries * group, D].
+    group = q.shape[1] // n_kv_heads
+    queries = q[rows].float().mul_(1.0 / math.sqrt(head_dim))
+    queries = queries.view(len(bucket), n_queries, n_kv_heads, group, head_dim)
+    queries = queries.permute(0, 2, 1, 3, 4).flatten(2, 3)
+    k, v = (
+        each[pages].flatten(1, 2).transpose(1, 2).float() for each in (keys, values)
+    )  # [B, n_kv_heads, L, D]
+    scores = queries @ k.transpose(2, 3)
+    hidden = hidden[:, None].repeat_interleave(group, dim=2)  # [B, 1, n_queries * group, L]
+    attended = scores.masked_fill_(hidden, float("-inf")).softmax(-1) @ v
+    attended = attended.view(len(bucket), n_kv_heads, n_queries, group, head_dim)
+    out[rows] = attended.permute(0, 2, 1, 3, 4).flatten(2, 3).to(q.dtype)

@@ -1,0 +1,91 @@
+"""The memory planner: figures by hand, and refusals that name what would fit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from octavo.cache import CacheLayout
+from octavo.cache.planner import CachePlan, longest_fitting, plan_cache, working_bytes
+from octavo.checkpoint.ministral import MINISTRAL_8B
+from octavo.config import parse_bytes
+from octavo.errors import ConfigError
+
+LAYOUT = CacheLayout.of(MINISTRAL_8B, torch.bfloat16)
+GIB = 2**30
+
+
+def plan(memory: int, max_model_len: int | None = None, max_num_seqs: int = 16) -> CachePlan:
+    return plan_cache(
+        MINISTRAL_8B,
+        LAYOUT,
+        memory=memory,
+        weight_bytes=8 * GIB,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        chunk=1024,
+    )
+
+
+def test_ministral_8b_in_pages_by_hand() -> None:
+    assert LAYOUT.rows == (1, 3) and LAYOUT.layers_per_page == 9
+    assert LAYOUT.page_bytes == 2 * 9 * 16 * 8 * 128 * 2
+    # 131,072 tokens: 8,192 pages in the full layers; window and chunk, 33,791 tokens, may touch
+    # 2,113 pages of each of the three rows of windowed ones.
+    assert LAYOUT.pages_needed(131_072, 1024) == 8192 + 3 * 2113
+    assert LAYOUT.pages_needed(16, 16) == 4 and LAYOUT.pages_needed(17, 17) == 8
+
+
+def test_what_is_left_is_pages() -> None:
+    made = plan(24 * GIB)
+    fixed = 8 * GIB + working_bytes(MINISTRAL_8B, 16, 1024)
+    assert made.n_pages == (24 * GIB - fixed) // LAYOUT.page_bytes
+    assert made.n_sequences(131_072) == made.n_pages // (8192 + 3 * 2113)
+    assert made.max_model_len == 131_072
+
+
+@pytest.mark.parametrize("n_pages", [0, 3, 4, 7, 8, 100, 10_000, 14_530, 14_531, 20_000])
+def test_the_longest_that_fits_is_the_longest(n_pages: int) -> None:
+    longest = longest_fitting(LAYOUT, n_pages, 1024)
+    if longest:
+        assert LAYOUT.pages_needed(longest, min(1024, longest)) <= n_pages
+    assert LAYOUT.pages_needed(longest + 1, min(1024, longest + 1)) > n_pages
+
+
+def test_a_context_that_does_not_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(ConfigError, match=r"131,072 tokens do not fit in 12.00G") as caught:
+        plan(12 * GIB, 131_072)
+    found = re.search(r"; ([\d,]+) do, or give (\S+) \(--memory\)", str(caught.value))
+    assert found is not None
+    fits = int(found[1].replace(",", ""))
+    assert plan(12 * GIB, fits).max_model_len == fits
+    with pytest.raises(ConfigError):
+        plan(12 * GIB, fits + 16)
+    enough = parse_bytes(found[2], "memory")
+    assert plan(enough, 131_072).max_model_len == 131_072
+    with pytest.raises(ConfigError):
+        plan(enough - GIB // 50, 131_072)
+
+
+def test_an_unspoken_context_takes_what_fits() -> None:
+    made = plan(12 * GIB)
+    assert 16 <= made.max_model_len < 131_072
+    assert made.n_sequences(made.max_model_len) == 1
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"memory: 5.00G is too little: weights take 8.00G"):
+        plan(5 * GIB)
+
+
+def test_the_plan_says_what_fits_at_once() -> None:
+    made = plan(24 * GIB)
+    words = made.describe()
+    sequences = made.n_sequences(131_072)
+    assert sequences < 16
+    assert f"at once fit {sequences} x 131,072 tokens, or 16 x {made.longest(16):,}" in words
+    assert made.n_sequences(made.longest(16)) >= 16
+    many = plan(400 * GIB).describe()
+    assert "at once fit 16 x 131,072 tokens" in many and " or " not in many

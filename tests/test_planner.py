@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from octavo import LLM
 from octavo.cache import CacheLayout
 from octavo.cache.planner import CachePlan, longest_fitting, plan_cache, working_bytes
 from octavo.checkpoint.ministral import MINISTRAL_8B
@@ -69,8 +70,9 @@ def test_a_context_that_does_not_fit_is_refused_with_what_would() -> None:
         plan(enough - GIB // 50, 131_072)
 
 
-def test_an_unspoken_context_takes_what_fits() -> None:
+def test_an_unspoken_context_takes_what_fits_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     made = plan(12 * GIB)
+    assert f"hold {made.max_model_len:,} tokens of context, not the model's 131,072" in caplog.text
     assert 16 <= made.max_model_len < 131_072
     assert made.n_sequences(made.max_model_len) == 1
 
@@ -89,3 +91,14 @@ def test_the_plan_says_what_fits_at_once() -> None:
     assert made.n_sequences(made.longest(16)) >= 16
     many = plan(400 * GIB).describe()
     assert "at once fit 16 x 131,072 tokens" in many and " or " not in many
+
+
+def test_an_llm_plans_with_the_memory_it_is_given() -> None:
+    llm = LLM("demo", memory="900M", max_model_len=4096)
+    plan = llm.engine.plan
+    assert plan.memory == 900 * 2**20 and plan.max_model_len == 4096
+    assert plan.weight_bytes + plan.working_bytes + plan.cache_bytes <= plan.memory
+    with pytest.raises(ConfigError, match="memory: 'plenty'"):
+        LLM("demo", memory="plenty")
+    with pytest.raises(ConfigError, match=r"memory: 0.10G is too little"):
+        LLM("demo", memory="100M")

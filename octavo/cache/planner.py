@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ SHARE_OF_FREE = 0.9  # of the free memory that is taken by default
 RUNTIME_BYTES = 400 * 2**20  # Python, PyTorch, their thread pools, the tokenizer
 FP32 = 4
 _CGROUP = Path("/sys/fs/cgroup")
+
+logger = logging.getLogger("octavo")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,14 @@ def plan_cache(
             f"max_model_len: {max_model_len:,} tokens do not fit in {_gib(memory)} of memory; "
             f"{longest:,} do, or give {enough} (--memory)"
         )
+    if longest < wanted:
+        logger.warning(
+            "octavo: %s of memory hold %s tokens of context, not the model's %s; give %s (--memory)",
+            _gib(memory),
+            f"{longest:,}",
+            f"{wanted:,}",
+            enough,
+        )
     return CachePlan(
         layout, memory, weight_bytes, working, n_pages, min(wanted, longest), max_num_seqs, chunk
     )
@@ -134,6 +145,11 @@ def working_bytes(config: ModelConfig, max_num_seqs: int, chunk: int) -> int:
     logits = 4 * max_num_seqs * config.vocab_size * FP32
     attention = 128 * 2**20
     return RUNTIME_BYTES + activations + logits + attention
+
+
+def default_memory() -> int:
+    """The budget where none was given: most of what is free."""
+    return int(free_bytes() * SHARE_OF_FREE)
 
 
 def free_bytes() -> int:

@@ -67,9 +67,10 @@ class RaggedCache:
         stop = layout.n_blocks(self.length + n_new)
         total = 0
         for kind, table in enumerate(self.tables):
-            passed = table.blocks[: max(0, layout.first_block(kind, self.length) - table.first)]
-            given_back = sum(len(block.pages) for block in passed if block.references == 1)
-            total += layout.rows[kind] * max(0, stop - table.stop) - given_back
+            total += layout.rows[kind] * max(0, stop - table.stop)
+            if n_passed := self._n_passed(kind, table):
+                passed = table.blocks[:n_passed]
+                total -= sum(len(block.pages) for block in passed if block.references == 1)
         return total
 
     def prepare(self, n_new: int) -> None:
@@ -89,8 +90,7 @@ class RaggedCache:
         if needed > pool.n_available:
             raise OutOfPages(f"KV cache: {needed} more pages, and {pool.n_available} are left")
         for kind, table in enumerate(self.tables):
-            n_passed = max(0, layout.first_block(kind, self.length) - table.first)
-            if n_passed:
+            if n_passed := self._n_passed(kind, table):
                 pool.release(table.blocks[:n_passed], passed=True)
                 del table.blocks[:n_passed]
                 table.first += n_passed
@@ -156,3 +156,7 @@ class RaggedCache:
         self.pool.release([block for table in self.tables for block in table.blocks])
         self.tables = [PageTable(rows) for rows in self.pool.layout.rows]
         self.length = 0
+
+    def _n_passed(self, kind: int, table: PageTable) -> int:
+        """How many of the table's blocks no token from here on can see."""
+        return max(0, self.pool.layout.first_block(kind, self.length) - table.first)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.cache import CacheLayout, PagePool
-from octavo.cache.planner import SHARE_OF_FREE, CachePlan, free_bytes, plan_cache
+from octavo.cache.planner import CachePlan, default_memory, plan_cache
 from octavo.engine import sampler
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -95,7 +95,7 @@ class Engine:
         self.plan: CachePlan = plan_cache(
             model.config,
             layout,
-            memory=int(free_bytes() * SHARE_OF_FREE) if memory is None else memory,
+            memory=default_memory() if memory is None else memory,
             weight_bytes=model.config.weight_bytes(model.dtype.itemsize),
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
@@ -292,7 +292,7 @@ class Engine:
                     torch.tensor([token], device=logits.device),
                     sequence.params.logprobs,
                 )
-                sequence.logprobs.append(self._named(top[0]))
+                sequence.add_logprobs(token, self._named(top[0]))
             sequence.append(token)
             self._totals["generated_tokens"] += 1
             if token != guess or sequence.finish_reason is not None:

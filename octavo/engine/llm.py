@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from octavo.cache.planner import default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
+from octavo.config import parse_bytes
 from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -34,6 +36,11 @@ class LLM:
         attention_pattern: such as `128k,32k,32k,32k`, in place of the checkpoint's own.
         max_num_seqs: answers in the making at once.
         max_num_batched_tokens: tokens in one forward pass.
+        memory: bytes for weights, KV cache and all else, or a text such as `16G`; None takes most
+            of what is free.
+        enable_prefix_caching: whether prompts that begin alike are computed once.
+        prompt_lookup: whether tokens are guessed from the text before them and checked several in
+            one pass; the answers are the same.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: with the file at fault and what to do.
@@ -52,6 +59,9 @@ class LLM:
         attention_pattern: str | None = None,
         max_num_seqs: int = MAX_NUM_SEQS,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
+        memory: int | str | None = None,
+        enable_prefix_caching: bool = True,
+        prompt_lookup: bool = True,
     ) -> None:
         if tokenizer_mode not in ("auto", "mistral"):
             raise ConfigError(
@@ -77,6 +87,8 @@ class LLM:
             raise ConfigError(
                 f"max_model_len {max_model_len} is more than the model's context of {context}"
             )
+        # Before the weights are read: they are a part of what is shared out.
+        budget = default_memory() if memory is None else parse_bytes(memory, "memory")
         self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
         self.model = Transformer.from_checkpoint(checkpoint, dtype)
         self.engine = Engine(
@@ -85,6 +97,9 @@ class LLM:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            memory=budget,
+            enable_prefix_caching=enable_prefix_caching,
+            speculate=prompt_lookup,
         )
 
     def generate(

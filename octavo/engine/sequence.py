@@ -49,6 +49,7 @@ class Sequence:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.logprobs: list[dict[int, Logprob]] = []
+        self._cumulative_logprob = 0.0
         self.prompt_logprobs: list[dict[int, Logprob] | None] = [None]
         seed = secrets.randbits(63) if params.seed is None else params.seed
         self.seed = (seed + index) % 2**63
@@ -109,6 +110,11 @@ class Sequence:
             self._finish("length")
         return None
 
+    def add_logprobs(self, token_id: int, row: dict[int, Logprob]) -> None:
+        """Log-probabilities of the token that is about to be appended, and of others beside it."""
+        self.logprobs.append(row)
+        self._cumulative_logprob += row[token_id].logprob
+
     def finish_unsampled(self) -> None:
         """End a sequence that was only to be scored."""
         self._finish("length")
@@ -123,12 +129,7 @@ class Sequence:
             index=self.index,
             text=text,
             token_ids=list(self.output_ids),
-            cumulative_logprob=sum(
-                row[token].logprob
-                for row, token in zip(self.logprobs, self.output_ids, strict=True)
-            )
-            if wants_logprobs
-            else None,
+            cumulative_logprob=self._cumulative_logprob if wants_logprobs else None,
             logprobs=list(self.logprobs) if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,

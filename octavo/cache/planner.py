@@ -115,7 +115,7 @@ def plan_cache(
         )
     if longest < wanted:
         logger.warning(
-            "octavo: %s of memory hold %s tokens of context, not the model's %s; give %s (--memory)",
+            "octavo: %s of memory hold %s tokens of context, not the whole %s; give %s (--memory)",
             _gib(memory),
             f"{longest:,}",
             f"{wanted:,}",

@@ -157,6 +157,11 @@ class Engine:
         )
 
     @property
+    def max_num_seqs(self) -> int:
+        """Answers in the making at once."""
+        return self.scheduler.max_num_seqs
+
+    @property
     def has_work(self) -> bool:
         return bool(self.scheduler.waiting or self.scheduler.running)
 

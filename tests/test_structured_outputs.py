@@ -53,10 +53,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "maxItems": 3,
     },
     "$ref": {
-        "$defs": {"pair": {"type": "array", "items": SHORT, "minItems": 2, "maxItems": 2}},
+        "$defs": {"Paar[é]": {"type": "array", "items": SHORT, "minItems": 2, "maxItems": 2}},
         "type": "object",
-        "properties": {"one": {"$ref": "#/$defs/pair"}, "two": {"$ref": "#/$defs/pair"}},
-        "required": ["one"],
+        "properties": {
+            "one": {"$ref": "#/$defs/Paar[é]"},
+            "two": {"$ref": "#/$defs/Paar%5B%C3%A9%5D"},
+        },
+        "required": ["one", "two"],
         "additionalProperties": False,
     },
     "non-ASCII": {

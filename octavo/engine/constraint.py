@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from json import dumps
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # Between JSON's tokens: a blank, or a new line and its indentation. Any whitespace at all would let
 # a model that has lost its way write blanks until max_tokens.
 _WHITESPACE = r" |\r?\n[ \t]{0,20}"
+
+_URI_CHARACTERS = "#/%:?&=+$,;@!*'()~"  # beside letters and digits
 
 logger = logging.getLogger("octavo")
 
@@ -150,7 +153,22 @@ def json_rule(schema: dict[str, Any], *, lenient: bool = False) -> str:
         lenient: pass over keywords that llguidance does not know instead of failing.
     """
     options = {"whitespace_pattern": _WHITESPACE, "lenient": lenient}
+    schema = _with_uri_references(schema)
     return "%json " + dumps({**schema, "x-guidance": options | schema.get("x-guidance", {})})
+
+
+def _with_uri_references(value: Any) -> Any:
+    """The same with every `$ref` spelled as URIs must be: `#/$defs/Maß` is not, and often met."""
+    if isinstance(value, list):
+        return [_with_uri_references(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: quote(inner, safe=_URI_CHARACTERS)
+        if key == "$ref" and isinstance(inner, str)
+        else _with_uri_references(inner)
+        for key, inner in value.items()
+    }
 
 
 def _first_reason(error: str, *, keep_position: bool) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.cache import CacheLayout, PagePool
 from octavo.cache.planner import CachePlan, default_memory, plan_cache
 from octavo.engine import sampler
+from octavo.engine.constraint import Constraint
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
@@ -118,7 +119,7 @@ class Engine:
 
         Raises:
             RequestError: an empty or over-long prompt, a token outside the vocabulary, stop
-                strings without a tokenizer.
+                strings without a tokenizer, a form that answers cannot be held to.
         """
         self._check(prompt_ids, params)
         room = self.max_model_len - len(prompt_ids)
@@ -131,6 +132,10 @@ class Engine:
             )
             for i in range(params.n)
         ]
+        if params.structured_outputs is not None and self.tokenizer is not None:
+            constraint = Constraint.compile(params.structured_outputs, self.tokenizer)
+            for sequence in request.sequences:
+                sequence.constraint = constraint.copy()
         self._requests[request.request_id] = request
         # The other answers start as copies of the first, once it has read the prompt.
         self.scheduler.waiting.append(request.sequences[0])
@@ -310,9 +315,9 @@ class Engine:
             self._totals["accepted_tokens"] += n_accepted
 
     def _draw_adjusted(self, sequence: Sequence, logits: Tensor) -> int:
-        """The next token, where penalties and the like depend on the tokens before it."""
+        """The next token, where a constraint, penalties and the like depend on those before it."""
         row = sampler.adjust(
-            logits,
+            sequence.constraint.mask(logits) if sequence.constraint else logits,
             sequence.params,
             sequence.prompt_ids,
             sequence.output_ids,
@@ -383,3 +388,11 @@ class Engine:
             )
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
+        if params.structured_outputs is not None and self.tokenizer is None:
+            raise RequestError("structured_outputs need a tokenizer")
+        highest = max(params.logit_bias or {}, default=0)
+        if highest >= self.model.config.vocab_size:
+            raise RequestError(
+                f"logit_bias: token {highest} is outside the vocabulary of "
+                f"{self.model.config.vocab_size}"
+            )

@@ -54,15 +54,19 @@ def adjust(
     """One row's logits with everything that depends on the sequence: [vocab_size].
 
     Args:
-        logits: [vocab_size] fp32; not changed.
+        logits: [vocab_size] fp32, -inf where a constraint forbids a token; not changed.
         params: how to sample.
         prompt_ids, output_ids: what the penalties count.
-        banned_ids: tokens that may not come now (`min_tokens`).
+        banned_ids: tokens that may not come now (`min_tokens`), unless no others may.
     """
+    if params.logit_bias:
+        logits = add_bias(logits, params.logit_bias)
     if params.penalizes:
         logits = penalize(logits, params, prompt_ids, output_ids)
     if banned_ids:
-        logits = logits.index_fill(0, torch.tensor(list(banned_ids), device=logits.device), _NEVER)
+        ids = torch.tensor(list(banned_ids), device=logits.device)
+        others = logits.index_fill(0, ids, _NEVER)
+        logits = others if bool((others > _NEVER).any()) else logits
     return logits
 
 
@@ -85,6 +89,12 @@ def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[f
     # The first token whose cumulative sum is beyond the draw has a probability above zero.
     tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
     return tokens[:, 0].tolist()
+
+
+def add_bias(logits: Tensor, bias: dict[int, float]) -> Tensor:
+    """Each token's bias added to its logit (OpenAI's logit_bias)."""
+    ids = torch.tensor(list(bias), device=logits.device)
+    return logits.index_add(0, ids, torch.tensor(list(bias.values())).to(logits))
 
 
 def penalize(

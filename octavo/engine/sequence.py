@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 
 from octavo.cache import RaggedCache
+from octavo.engine.constraint import Constraint
 from octavo.engine.outputs import CompletionOutput, Logprob
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.speculation import PromptLookup
@@ -26,6 +27,7 @@ class Sequence:
         n_cached: tokens that the prefix cache had when it first ran; None until then.
         was_counted: whether its prompt is in the engine's statistics.
         lookup: guesses its next tokens.
+        constraint: what the answer is held to, if anything.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Sequence:
         self.params = params
         self.max_tokens = max_tokens
         self.cache: RaggedCache | None = None
+        self.constraint: Constraint | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.logprobs: list[dict[int, Logprob]] = []
@@ -85,7 +88,12 @@ class Sequence:
     @property
     def is_adjusted(self) -> bool:
         """Whether the choice of its next token depends on those before, beyond the logits."""
-        return self.params.penalizes or bool(self.banned_ids())
+        return (
+            self.constraint is not None
+            or self.params.penalizes
+            or bool(self.params.logit_bias)
+            or bool(self.banned_ids())
+        )
 
     def banned_ids(self) -> list[int]:
         """Tokens that would end the answer before `min_tokens`."""
@@ -98,6 +106,8 @@ class Sequence:
         """Take a generated token in, and find out whether the answer ends with it."""
         self.output_ids.append(token_id)
         self.token_ids.append(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         if token_id == self._eos_id:
             return self._finish("stop")
         if token_id in (self.params.stop_token_ids or ()):

@@ -1,18 +1,39 @@
-"""Paged attention: against its definition over random batches, and nothing outside given pages."""
+"""Paged attention, in PyTorch and in C++: against its definition, and nothing outside its pages."""
 
 from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import paged, reference
+from octavo import kernels
+from octavo.kernels import native, paged, reference
 
 PAGE = 4
+Attend = Callable[..., Tensor]
+
+
+def by_library(isa: int, *batch: Any) -> Tensor:
+    library = native.load()
+    if library is None or isa > library.octavo_best_isa():
+        pytest.skip(f"no {native.ISAS[isa]} here")
+    return native._attend(library, isa, *batch)
+
+
+NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(native.ISAS)}
+ATTEND = {"torch": paged.attention} | NATIVE
+attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
 
 
 def random_batch(
-    generator: torch.Generator, longest_chunk: int, group: int
+    generator: torch.Generator, longest_chunk: int, group: int, head_dim: int = 32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], list[int]]:
     """Sequences with new tokens and a past each, their pages shuffled among unused ones."""
 
@@ -25,27 +46,88 @@ def random_batch(
     n_blocks = max(-(-n // PAGE) for n in kv_lens)
     order = torch.randperm(count * n_blocks + 5, generator=generator)
     page_table = order[: count * n_blocks].view(count, n_blocks)
-    shape = (len(order), PAGE, 2, 8)
+    shape = (len(order), PAGE, 2, head_dim)
     keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
-    q = torch.randn(sum(query_lens), 2 * group, 8, generator=generator)
+    q = torch.randn(sum(query_lens), 2 * group, head_dim, generator=generator)
     return q, keys, values, page_table, query_lens, kv_lens
 
 
+@attend_each
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 8, 9, 30])
 @pytest.mark.parametrize("longest_chunk", [1, 4, 40])
-@pytest.mark.parametrize("bucket_elements", [1, 600, 2**22])
-def test_it_equals_its_definition(
-    window: int | None,
-    longest_chunk: int,
-    bucket_elements: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(paged, "BUCKET_ELEMENTS", bucket_elements)
+def test_it_equals_its_definition(attend: Attend, window: int | None, longest_chunk: int) -> None:
     generator = torch.Generator().manual_seed(longest_chunk)
-    for group in (1, 2, 4, 8):
+    for group in (1, 2, 3, 4, 8):
         batch = random_batch(generator, longest_chunk, group)
         expected = paged.attention_reference(*batch, window)
+        assert torch.allclose(attend(*batch, window), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bucket_elements", [1, 600, 5000])
+@pytest.mark.parametrize("window", [None, 9])
+def test_buckets_of_any_size_give_the_same(
+    bucket_elements: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged, "BUCKET_ELEMENTS", bucket_elements)
+    generator = torch.Generator().manual_seed(3)
+    for longest_chunk in (1, 4, 40):
+        batch = random_batch(generator, longest_chunk, 2)
+        expected = paged.attention_reference(*batch, window)
         assert torch.allclose(paged.attention(*batch, window), expected, atol=1e-5)
+
+
+@attend_each
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 9000), (3, 4099), (16, 8192), (17, 5000)])
+@pytest.mark.parametrize("window", [None, 4096, 4500])
+def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int | None) -> None:
+    """Past 4,096 keys the library cuts them into runs and puts these together."""
+    generator = torch.Generator().manual_seed(5)
+    n_pages = -(-n_keys // 16)
+    keys, values = (torch.randn(n_pages, 16, 1, 32, generator=generator) for _ in range(2))
+    q = torch.randn(n_queries, 4, 32, generator=generator)
+    table = torch.randperm(n_pages, generator=generator)[None]
+    batch: Any = (q, keys, values, table, [n_queries], [n_keys], window)
+    assert torch.allclose(attend(*batch), paged.attention_reference(*batch), atol=1e-5)
+
+
+@attend_each
+def test_head_sizes_and_bf16(attend: Attend) -> None:
+    generator = torch.Generator().manual_seed(6)
+    for head_dim in (32, 64, 96, 128):
+        *tensors, page_table, query_lens, kv_lens = random_batch(generator, 20, 4, head_dim)
+        q, keys, values = (tensor.bfloat16() for tensor in tensors)
+        expected = paged.attention_reference(q, keys, values, page_table, query_lens, kv_lens, 25)
+        result = attend(q, keys, values, page_table, query_lens, kv_lens, 25)
+        assert result.dtype == torch.bfloat16
+        assert torch.allclose(result.float(), expected.float(), atol=2**-7)
+
+
+@attend_each
+def test_scores_that_overflow_an_exponential(attend: Attend) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for longest_chunk in (1, 40):
+        q, keys, *rest = random_batch(generator, longest_chunk, 2)
+        batch: Any = (q * 100, keys * 100, *rest, None)
+        expected = paged.attention_reference(*batch)
+        assert torch.allclose(attend(*batch), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("attend", NATIVE.values(), ids=NATIVE.keys())
+def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) -> None:
+    generator = torch.Generator().manual_seed(8)
+    q, keys, values, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
+    together = attend(q, keys, values, page_table, query_lens, kv_lens, 12).split(query_lens)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for i, queries in enumerate(q.split(query_lens)):
+            alone = attend(
+                queries, keys, values, page_table[i : i + 1], query_lens[i : i + 1],
+                kv_lens[i : i + 1], 12,
+            )  # fmt: skip
+            assert torch.equal(alone, together[i])
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
@@ -65,9 +147,9 @@ def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
             assert torch.allclose(result[i], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("attend", [paged.attention, paged.attention_reference])
+@attend_each
 @pytest.mark.parametrize("window", [None, 6])
-def test_it_reads_no_other_page(attend, window: int | None) -> None:  # type: ignore[no-untyped-def]
+def test_it_reads_no_other_page(attend: Attend, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
     for longest_chunk in (1, 30):
         q, keys, values, page_table, query_lens, kv_lens = random_batch(generator, longest_chunk, 2)
@@ -93,3 +175,41 @@ def test_append_writes_its_slots_and_no_others() -> None:
         others = torch.ones(len(flat), dtype=torch.bool)
         others[slots] = False
         assert (flat[others] == filler).all()
+
+
+@pytest.fixture
+def reloaded() -> Iterator[None]:
+    """The library is looked for anew, and again after the test."""
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+def test_the_library_is_there_where_there_is_a_compiler() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no compiler here")
+    assert native.load() is not None
+
+
+@pytest.mark.parametrize("case", ["missing", "no library", "wrong"])
+def test_without_the_library_attention_runs_on_pytorch_and_says_so_once(
+    case: str,
+    reloaded: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if case == "wrong":
+        monkeypatch.setattr(native, "_attend", lambda library, isa, q, *_: torch.zeros_like(q))
+    else:
+        monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
+    if case == "no library":
+        (tmp_path / "_native.so").write_bytes(b"not a library")
+    batch = random_batch(torch.Generator().manual_seed(9), 20, 2)
+    with caplog.at_level(logging.WARNING, "octavo"):
+        for window in (None, 5):
+            result = kernels.paged_attention(*batch, window)
+            expected = paged.attention_reference(*batch, window)
+            assert torch.allclose(result, expected, atol=1e-5)
+    if case != "wrong" or shutil.which("c++"):
+        assert caplog.text.count("attention runs on PyTorch") == 1

@@ -1,0 +1,14 @@
+// 256-bit vectors.
+#if defined(__x86_64__)
+#define OCTAVO_KERNEL attention_avx2
+#define OCTAVO_WIDTH 8
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#include "attention_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

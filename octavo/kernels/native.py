@@ -1,0 +1,134 @@
+"""Paged attention in C++ (`native/`), where the package was built with a compiler.
+
+The library is loaded by its path and called with addresses, so that it belongs to no release of
+Python or PyTorch. It is built with OpenMP and not linked to a copy of it, but finds PyTorch's: two
+copies in one process, each with threads that spin while they wait, take the cores from one another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sysconfig
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo.kernels import paged
+
+logger = logging.getLogger("octavo")
+
+ISAS = ("portable", "avx2", "avx512")
+DTYPES = (torch.float32, torch.bfloat16)
+HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
+LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+_POINTERS = ("q", "out", "keys", "values", "page_table", "query_lens", "kv_lens")
+_SIZES = (
+    "n_sequences", "table_stride", "n_heads", "n_kv_heads", "head_dim", "page_size", "window",
+    "n_threads", "is_bf16",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """`AttentionCall` of native/attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+    )
+
+
+def attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """As `paged.attention_reference`, same arguments; by the library where it can be used."""
+    library = load()
+    if library is None or not _serves(q, keys):
+        return paged.attention(q, keys, values, page_table, query_lens, kv_lens, window)
+    isa = library.octavo_best_isa()
+    return _attend(library, isa, q, keys, values, page_table, query_lens, kv_lens, window)
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library; None, after a line that says why, where there is none or it computes wrong."""
+    if not LIBRARY.is_file():
+        logger.warning("octavo: built without a C++ compiler; attention runs on PyTorch, slower")
+        return None
+    try:
+        _offer_openmp()
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        logger.warning("octavo: %s; attention runs on PyTorch, slower", error)
+        return None
+    if not _is_right(library):
+        logger.warning("octavo: %s computes wrong here; attention runs on PyTorch", LIBRARY)
+        return None
+    return library
+
+
+def _serves(q: Tensor, keys: Tensor) -> bool:
+    return (
+        q.device.type == "cpu"
+        and q.dtype in DTYPES
+        and keys.dtype == q.dtype
+        and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
+    )
+
+
+def _attend(
+    library: ctypes.CDLL,
+    isa: int,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """The same with given instructions, an index into ISAS that the machine has."""
+    _, n_heads, head_dim = q.shape
+    _, page_size, n_kv_heads, _ = keys.shape
+    assert keys.is_contiguous() and values.is_contiguous()
+    q, page_table = q.contiguous(), page_table.contiguous()
+    out = torch.empty_like(q)
+    lens = torch.tensor([query_lens, kv_lens], dtype=torch.int64)
+    call = _Call(
+        q.data_ptr(), out.data_ptr(), keys.data_ptr(), values.data_ptr(), page_table.data_ptr(),
+        lens[0].data_ptr(), lens[1].data_ptr(), len(page_table), page_table.shape[1], n_heads,
+        n_kv_heads, head_dim, page_size, window or 0, torch.get_num_threads(),
+        q.dtype == torch.bfloat16,
+    )  # fmt: skip
+    if library.octavo_attention(ctypes.byref(call), isa):
+        raise ValueError(f"this machine does not run {ISAS[isa]}")
+    return out
+
+
+def _offer_openmp() -> None:
+    """Make PyTorch's OpenMP, or else the system's, the one that unresolved names are found in."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    ctypes.CDLL(str(found[0]) if found else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+
+
+def _is_right(library: ctypes.CDLL) -> bool:
+    """A small batch against the definition: a chunk and single tokens, with and without window."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(6, 4, 2, 32, generator=generator) for _ in range(2))
+    q = torch.randn(12, 6, 32, generator=generator)
+    table, query_lens, kv_lens = torch.tensor([[4, 1, 5], [3, 0, 2]]), [11, 1], [12, 9]
+    for window in (None, 5):
+        batch = (q, keys, values, table, query_lens, kv_lens, window)
+        found = _attend(library, library.octavo_best_isa(), *batch)
+        if not torch.allclose(found, paged.attention_reference(*batch), atol=1e-4):
+            return False
+    return True

@@ -27,9 +27,11 @@ def parse_size(text: str, what: str) -> int:
 def parse_bytes(value: int | str, what: str) -> int:
     """Bytes from a number or a text such as `8G`, `512M` or `8 GiB` (powers of 1024)."""
     match = _BYTES.fullmatch(str(value).strip())
-    if match is None or int(float(match[1])) <= 0:
+    unit = 0 if match is None else 1024 ** "_kmgt".index((match[2] or "_").lower())
+    n_bytes = 0 if match is None else int(float(match[1]) * unit)
+    if n_bytes <= 0:
         raise ConfigError(f"{what}: {value!r} is no amount of memory; write 8G or 512M")
-    return int(float(match[1]) * 1024 ** "_kmgt".index((match[2] or "_").lower()))
+    return n_bytes
 
 
 def format_size(tokens: int) -> str:

@@ -127,7 +127,10 @@ def test_clipping_never_costs_more_than_leaving_it_out(scheme: str, heavy_tails:
         before = rounding_error(weights, weight, plain, cost)
         after = rounding_error(weights, weight, clipped, cost)
         assert (after <= before * (1 + 1e-5)).all()
-        assert (clipped <= plain).all() and (clipped >= 0.49 * plain).all()
+        # With 4 bits a positive weight is met at 7 and not at 7.5.
+        most = 1.0 if scheme == "W8A8" else 15 / 14
+        assert (clipped <= 1.004 * most * plain).all()  # rounded to bf16
+        assert (clipped >= 0.49 * plain).all()
         lessened += int((after < 0.99 * before).sum())
     assert lessened > 8  # and somewhere it is of use
 

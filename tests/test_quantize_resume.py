@@ -270,7 +270,7 @@ def test_a_second_run_in_the_same_process_waits_its_turn(whole: Whole, tmp_path:
     assert contents(report.folder) == whole.contents
 
 
-@pytest.mark.parametrize("changes", [{"scheme": "W4A16"}, {"inner_smoothing": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"scheme": "W4A16"}, {"scheme": "W4A8"}], ids=str)
 def test_activations_on_disk_give_the_same_bytes(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:

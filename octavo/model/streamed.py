@@ -60,7 +60,4 @@ def streamed_transformer(checkpoint: Checkpoint, dtype: torch.dtype | None = Non
         for part in ("tok_embeddings.", "norm.", "output.")
         for name, tensor in checkpoint.load(dtype, part).items()
     }
-    if checkpoint.config.tied_embeddings:
-        state["output.weight"] = state["tok_embeddings.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+    return model.with_weights(state)

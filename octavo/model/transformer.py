@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -112,11 +113,16 @@ class Transformer(nn.Module):
         """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        state = checkpoint.load(dtype)
-        if checkpoint.config.tied_embeddings:
-            state["output.weight"] = state["tok_embeddings.weight"]
-        model.load_state_dict(state, strict=True, assign=True)
-        return model.requires_grad_(False).eval()
+        return model.with_weights(checkpoint.load(dtype))
+
+    def with_weights(self, state: dict[str, Tensor]) -> Self:
+        """This model with tensors by their names, taken as they lie in memory and not copied."""
+        if self.config.tied_embeddings:
+            # One parameter: two of the same memory would be two copies on another device.
+            shared = nn.Parameter(state["tok_embeddings.weight"], requires_grad=False)
+            state = state | {"tok_embeddings.weight": shared, "output.weight": shared}
+        self.load_state_dict(state, strict=True, assign=True)
+        return self.requires_grad_(False).eval()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -131,7 +131,10 @@ class Derived:
             self._known.add(chunk.start)
         return self._kept[chunk.rows]
 
-    def divide(self, scales: Tensor) -> None:
-        """Divide what is kept, as what made the rows has been: [width] powers of two."""
-        if self._kept is not None:
-            self._kept /= scales
+    def forget(self) -> None:
+        """Compute every row anew: what makes them has changed.
+
+        Dividing what is kept would be quicker where that is all that changed, but rounds in another
+        place than the model will: then the output would depend on how much memory there was.
+        """
+        self._known.clear()

@@ -10,6 +10,10 @@ column i could be
 
 That takes one Cholesky factorisation, where the usual form takes a factorisation, an inverse, and
 the factorisation of the inverse. `gptq_reference` is the usual form, for the tests.
+
+What a column should be may lie beyond the grid's end, and so few numbers has a grid of 4 bits that
+it does: then the columns after it are asked for more and more, and the row may end up worse than
+plainly rounded. `keep_better_rows` sees to that.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from octavo.quantize.grid import WeightGrid
 
 BLOCK = 128  # columns rounded one by one; the sums over columns beyond it are one matrix product
 SLAB = 8192  # rows at a time, to bound memory: a row's rounding does not depend on the others
+COMPARED = 2048  # rows at a time whose errors are compared, with more matrices of them in memory
 LEAST_DAMPENING, MOST_DAMPENING = 1e-6, 1e3  # between which more of it is tried
 
 
@@ -94,6 +99,37 @@ def gptq(weight: Tensor, scale: Tensor, factorization: Factorization, grid: Weig
     return rounded
 
 
+def keep_better_rows(
+    weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor, grid: WeightGrid
+) -> int:
+    """Put plain rounding in place of the rows whose outputs it changes less.
+
+    With E and P the errors of the rows as they are and plainly rounded, the difference of what they
+    cost is, row by row, e H eᵀ - p H pᵀ = (e - p) H (e + p)ᵀ: one product in place of two.
+
+    Args:
+        weight: [N, K] fp32.
+        rounded: [N, K], by `gptq`; changed in place.
+        scale: [N, G] fp32.
+        hessian: [K, K] fp32, symmetric: of the inputs themselves, without dampening.
+        grid: that `rounded` is on.
+
+    Returns:
+        How many rows were changed.
+    """
+    n_changed = 0
+    for start in range(0, weight.shape[0], COMPARED):
+        rows = slice(start, start + COMPARED)
+        plain = grid.round_matrix(weight[rows], scale[rows])
+        error = _errors(weight[rows], rounded[rows], scale[rows])
+        error_of_plain = _errors(weight[rows], plain, scale[rows])
+        difference = ((error - error_of_plain) @ hessian).mul_(error.add_(error_of_plain)).sum(1)
+        worse = difference > 0
+        rounded[rows][worse] = plain[worse]
+        n_changed += int(worse.sum())
+    return n_changed
+
+
 def gptq_reference(
     weight: Tensor, scale: Tensor, hessian: Tensor, grid: WeightGrid, dampening_frac: float
 ) -> Tensor:
@@ -116,9 +152,14 @@ def gptq_reference(
 
 def output_error(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) -> float:
     """‖W X - Ŵ X‖² summed over the inputs behind `hessian`: tr(E H Eᵀ); shapes as in `gptq`."""
-    dequantized = (rounded.float().view(*scale.shape, -1) * scale[..., None]).view_as(weight)
-    error = weight - dequantized
+    error = _errors(weight, rounded, scale)
     return float(((error @ hessian) * error).sum(dtype=torch.float64))
+
+
+def _errors(weight: Tensor, rounded: Tensor, scale: Tensor) -> Tensor:
+    """W - Ŵ, [N, K] fp32."""
+    dequantized = rounded.float().view(*scale.shape, -1) * scale[..., None]
+    return weight - dequantized.view_as(weight)
 
 
 def _round_columns(

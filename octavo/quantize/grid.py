@@ -87,12 +87,16 @@ class WeightGrid:
         }
 
     def _search(self, weight: Tensor, scale: Tensor, importance: Tensor) -> Tensor:
-        """Per group the best of several smaller scales, [rows, G]."""
+        """Per group the best of the plain scale and several others, [rows, G]."""
         grouped = weight.view(*scale.shape, -1)  # [rows, G, K / G]
         cost = importance.view(scale.shape[1], -1)
         best = scale.clone()
         least = torch.full_like(scale, float("inf"))
-        for factor in torch.linspace(1.0, LEAST_CLIPPING[self.scheme.weight_bits], CANDIDATES):
+        # Begin where even a positive largest weight is met: of -8 to 7, the plain scale, 2 / 15 of
+        # that weight, meets neither end.
+        most = (self._high - self._low) / (2 * self._high)
+        factors = torch.linspace(most, LEAST_CLIPPING[self.scheme.weight_bits], CANDIDATES)
+        for factor in dict.fromkeys([1.0, *factors.tolist()]):
             candidate = self._storable(scale * factor)
             rounded = self.round(grouped, candidate[..., None]).mul_(candidate[..., None])
             error = rounded.sub_(grouped).square_().mul_(cost).sum(-1)

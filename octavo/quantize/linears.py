@@ -15,7 +15,7 @@ from octavo.errors import CheckpointError
 from octavo.model.linear import AnyLinear, Linear, make_linear
 from octavo.model.transformer import RMSNorm
 from octavo.quantize.activations import Chunk, Derived
-from octavo.quantize.gptq import Factorization, factorize, gptq
+from octavo.quantize.gptq import Factorization, factorize, gptq, keep_better_rows
 from octavo.quantize.grid import WeightGrid
 from octavo.quantize.recipe import Recipe
 from octavo.quantize.smoothing import NormSmoother, RowSmoother
@@ -216,6 +216,7 @@ class LinearQuantizer:
             rounded = self.grid.round_matrix(weight, scale)
         else:
             rounded = gptq(weight, scale, factorization, self.grid)
+            keep_better_rows(weight, rounded, scale, statistics.hessian, self.grid)
         return self.grid.stored(rounded, scale) | self._input_scale(statistics)
 
     def _error_of_nearest(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from octavo.config import ModelConfig
@@ -57,7 +59,7 @@ def plan(
     if left < 0:
         raise ConfigError(
             f"max_memory: {max_memory / 2**30:.1f}G is too little for this model with sequences of "
-            f"up to {chunk_tokens:,} tokens; it needs {needed / 2**30:.1f}G"
+            f"up to {chunk_tokens:,} tokens; it needs {math.ceil(needed / 2**30 * 10) / 10:.1f}G"
         )
     resident = streams_bytes <= left
     return resident, left - streams_bytes if resident else left

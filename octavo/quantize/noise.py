@@ -33,7 +33,7 @@ def least_noise_scales(x: Tensor, weight: Tensor) -> Tensor:
         weight: [N, K] fp32.
 
     Returns:
-        [K] fp32, positive, with a geometric mean of 1.
+        [K] fp32, positive, with a geometric mean of 1; all 1 where every product is 0.
     """
     x2 = x.float().square()
     x2 /= x2.sum(1, keepdim=True).clamp_min(TINY)
@@ -43,6 +43,8 @@ def least_noise_scales(x: Tensor, weight: Tensor) -> Tensor:
     w2 = weight[:: max(1, weight.shape[0] // MOST_ROWS)].square()
     columns *= w2.shape[0] / weight.shape[0]  # as if those rows were all
     log_s = torch.zeros_like(columns)
+    if not (tokens.any() and columns.any()):  # no noise to be lessened, and 0 / 0 below
+        return log_s.exp()
     mean, variance = torch.zeros_like(log_s), torch.zeros_like(log_s)
     for step in range(STEPS):
         s2 = (2 * log_s).exp()

@@ -74,7 +74,7 @@ class RowSmoother:
     Args:
         linear: the one before, quantised, with one scale a row or several.
         stored: its tensors as they go to disk.
-        derived: the inputs of the next linear; those that are kept are divided too.
+        derived: the inputs of the next linear; those that are kept are computed anew.
         shared, run: how rows spread over inputs: each run of `run` rows makes `shared` runs of
             inputs, one after another, as key heads serve a group of query heads.
     """
@@ -109,7 +109,7 @@ class RowSmoother:
         self.stored["weight_scale"] = divided
         running = self.linear.weight_scale
         running.copy_(divided.float().view_as(running))
-        self.derived.divide(scales)
+        self.derived.forget()
         return scales
 
     def _divided(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,10 +56,13 @@ class InputStatistics:
         return rows[:: -(-rows.shape[0] // most)]
 
     def mirror(self) -> None:
-        """Fill the blocks below the diagonal."""
+        """Fill everything below the diagonal."""
         n = self.hessian.shape[0]
         for start in range(0, n, PANEL):
             stop = min(start + PANEL, n)
+            # A product adds up x_i x_j and x_j x_i in orders of its own: the last bits may differ.
+            on_diagonal = self.hessian[start:stop, start:stop]
+            on_diagonal.copy_(on_diagonal.triu() + on_diagonal.triu(1).t())
             self.hessian[stop:, start:stop] = self.hessian[start:stop, stop:].t()
 
     def divide(self, scale: Tensor) -> None:

@@ -395,7 +395,7 @@ def test_caches_of_several_sequences_go_on_from_different_lengths(tmp_path: Path
     model = Transformer.from_folder(write_mistral(tmp_path, config, state))
     sequences = [tokens(config, 50, seed=i) for i in range(3)]
     expected = reference(config, state)
-    caches = [model.new_cache(50) for _ in sequences]
+    caches = model.new_caches(3, 50)
     rows: list[list[Tensor]] = [[], [], []]
     # (sequence, tokens) of each pass; sequences come and go.
     passes = [[(0, 30)], [(0, 1), (1, 9)], [(2, 17), (0, 1), (1, 3)], [(1, 1), (0, 1), (2, 1)]]

@@ -84,3 +84,45 @@ def parse_tool_calls(text: str) -> list[ToolCall] | None:
         else:
             calls.append(ToolCall(entry["name"], text))
     return calls
+
+
+@dataclass(frozen=True)
+class ContentDelta:
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStarted:
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ArgumentsDelta:
+    index: int
+    text: str
+
+
+Event = ContentDelta | CallStarted | ArgumentsDelta
+
+
+class ToolCallParser:
+    """Parses at the end; to be replaced by the streaming one."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.content = ""
+        self.calls: list[ToolCall] = []
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+
+    def add(self, token_ids: Sequence[int]) -> list[Event]:
+        self._ids.extend(token_ids)
+        return []
+
+    def finish(self) -> list[Event]:
+        self.content, self.calls = split_answer(self._tokenizer, self._ids)
+        events: list[Event] = [ContentDelta(self.content)] if self.content else []
+        for i, call in enumerate(self.calls):
+            events += [CallStarted(i, call.id, call.name), ArgumentsDelta(i, call.arguments)]
+        return events

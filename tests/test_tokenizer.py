@@ -16,7 +16,6 @@ from octavo.checkpoint import DEMO
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.errors import RequestError
 from octavo.tokenizer import Detokenizer, Tokenizer
-from octavo.tool_calls import ToolCall, parse_tool_calls, split_answer
 
 TEXTS = [
     "You don't need to think for 10 seconds.",
@@ -212,47 +211,3 @@ def test_repository_without_tekken_gets_the_shipped_one(
     assert any(
         "using the V3-Tekken that mistral-common ships" in message for message in caplog.messages
     )
-
-
-def answer_ids(tokenizer: Tokenizer, content: str, calls: str) -> list[int]:
-    assert tokenizer.tool_calls_id is not None
-    content_ids = tokenizer.encode(content, bos=False)
-    return [*content_ids, tokenizer.tool_calls_id, *tokenizer.encode(calls, bos=False), 2]
-
-
-def test_tool_calls_are_parsed_with_ids_of_nine_characters(cut: Tokenizer) -> None:
-    calls = '[{"name": "f", "arguments": {"a": "{[\\"é]}"}}, {"name": "g", "arguments": {}}]'
-    content, parsed = split_answer(cut, answer_ids(cut, "Let me see.", calls))
-    assert content == "Let me see."
-    assert [(c.name, c.arguments) for c in parsed] == [("f", '{"a": "{[\\"é]}"}'), ("g", "{}")]
-    assert all(len(c.id) == 9 and c.id.isalnum() for c in parsed)
-    assert parsed[0].id != parsed[1].id
-
-
-def test_id_the_model_gave_is_kept() -> None:
-    assert parse_tool_calls('[{"name": "f", "arguments": {}, "id": "abcDEF123"}]') == [
-        ToolCall("f", "{}", "abcDEF123")
-    ]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['[{"name": "f", "arg', "", "null", "[]", "[1]", '[{"name": 1}]', '{"a": 1}',
-     '[{"name": "f", "arguments": "x"}]', "[" * 100_000],
-)  # fmt: skip
-def test_what_is_no_call_stays_text(cut: Tokenizer, text: str) -> None:
-    assert parse_tool_calls(text) is None
-    if len(text) < 1000:
-        content, calls = split_answer(cut, answer_ids(cut, "", text))
-        assert (content, calls) == (text, [])
-
-
-def test_a_call_goes_back_into_the_template(cut: Tokenizer) -> None:
-    call = ToolCall("f", '{"a": 1}')
-    messages: list[dict[str, Any]] = [
-        {"role": "user", "content": "go"},
-        {"role": "assistant", "tool_calls": [call.to_openai()], "content": ""},
-        {"role": "tool", "content": "42", "tool_call_id": call.id, "name": "f"},
-    ]
-    text = cut.decode(cut.encode_chat(messages), special=True)
-    assert f'[TOOL_CALLS][{{"name": "f", "arguments": {{"a": 1}}, "id": "{call.id}"}}]</s>' in text

@@ -185,7 +185,7 @@ class LLM:
     def with_tool_calls(self, output: RequestOutput) -> RequestOutput:
         """The same output, each answer's `tool_calls` filled from its tokens."""
         for answer in output.outputs:
-            _, answer.tool_calls = split_answer(self.tokenizer, answer.token_ids)
+            _, answer.tool_calls = split_answer(self.tokenizer, answer.token_ids, len(answer.text))
         return output
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from octavo.engine.outputs import CompletionOutput
 from octavo.tokenizer import Tokenizer
-from octavo.tool_calls import ArgumentsDelta, CallStarted, ContentDelta, Event, ToolCallParser
+from octavo.tool_calls import ContentDelta, Event, ToolCallParser
 
 
 class AnswerReader:
@@ -26,33 +26,22 @@ class AnswerReader:
         self._parser = ToolCallParser(tokenizer) if parses_tools else None
         self._n_tokens = 0
         self._n_text = 0
-        self._has_calls = False
 
     def read(self, answer: CompletionOutput) -> list[Event]:
-        """Events since the last call; an empty list where only a part of a character is new."""
-        calls = self._read_calls(answer)
-        if self._parser is None:
-            text = answer.text
-        elif self._has_calls:
-            text = self._parser.content
-        else:  # the engine's text is cut at stop strings, the parser's is not
-            text = answer.text[: len(self._parser.content)]
-        events: list[Event] = []
-        if len(text) > self._n_text:
-            events.append(ContentDelta(text[self._n_text :]))
-            self._n_text = len(text)
-        if answer.finish_reason is not None:
-            calls_tools = self._has_calls and answer.finish_reason == "stop"
-            self.finish_reason = "tool_calls" if calls_tools else answer.finish_reason
-        return events + calls
+        """Events since the last call; none where only a part of a character is new."""
+        self.finish_reason = answer.finish_reason
+        if self._parser is not None:
+            return self._read_calls(self._parser, answer)
+        text = answer.text[self._n_text :]
+        self._n_text += len(text)
+        return [ContentDelta(text)] if text else []
 
-    def _read_calls(self, answer: CompletionOutput) -> list[Event]:
-        if self._parser is None:
-            return []
-        events = self._parser.add(answer.token_ids[self._n_tokens :])
+    def _read_calls(self, parser: ToolCallParser, answer: CompletionOutput) -> list[Event]:
+        text_length = len(answer.text)
+        events = parser.add(answer.token_ids[self._n_tokens :], text_length=text_length)
         self._n_tokens = len(answer.token_ids)
         if answer.finish_reason is not None:
-            events += self._parser.finish()
-        calls: list[Event] = [e for e in events if isinstance(e, CallStarted | ArgumentsDelta)]
-        self._has_calls |= bool(calls)
-        return calls
+            events += parser.finish(text_length=text_length)
+            if answer.finish_reason == "stop" and parser.calls:
+                self.finish_reason = "tool_calls"
+        return events

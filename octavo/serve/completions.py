@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -163,11 +164,16 @@ class _Completion:
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
     """One prompt or several, as a list."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [_encodable(prompt)]
+    return [_encodable(each) for each in prompt]
+
+
+def _encodable(prompt: Any) -> Any:
+    """Half of a surrogate pair, which JSON can carry and UTF-8 cannot, becomes U+FFFD."""
+    if not isinstance(prompt, str):
+        return prompt
+    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(outputs: Sequence[RequestOutput]) -> Usage:

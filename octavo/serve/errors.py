@@ -126,7 +126,8 @@ def add_handlers(app: FastAPI) -> None:
 
 def _validation_error(problems: Sequence[Any]) -> ApiError:
     """A body that does not fit its model: the first field at fault, and what it may be."""
-    first = problems[0]
+    # Of a union's branches, the one that came furthest is the one that was meant.
+    first = max(problems, key=lambda problem: len(problem["loc"]))
     if first["type"] == "json_invalid":
         where = f"at byte {first['loc'][-1]}: {first.get('ctx', {}).get('error', '')}"
         return ApiError(400, f"the body is not JSON {where}", code="invalid_json")

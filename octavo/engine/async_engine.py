@@ -358,11 +358,11 @@ class AsyncEngine:
         running = [r for r in self._live.values() if r not in set(waiting)]
         for request_id in self._live:
             self._engine.abort(request_id)
-        self._live.clear()
-        self._unbegun.clear()
         stats = self._engine.stats()
         if stats.running or stats.waiting or stats.pages_used:
             raise EngineFailure(f"pages or answers are left behind: {stats}") from failure
+        self._live.clear()
+        self._unbegun.clear()
         self._fail(running, failure)
         for request in waiting:
             self._add(request)

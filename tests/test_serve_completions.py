@@ -12,11 +12,6 @@ from tests.serving import CARD_MODEL, Server
 STORY = "The sun is"
 
 
-@pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
-    return server.openai()
-
-
 def complete(client: OpenAI, prompt: Any = STORY, **fields: Any) -> Any:
     create: Any = client.completions.create
     return create(prompt=prompt, **({"model": CARD_MODEL, "temperature": 0} | fields))

@@ -14,7 +14,7 @@ from octavo.serve.errors import ERRORS, ApiError
 from octavo.serve.logprobs import completion_logprobs, told_tokens
 from octavo.serve.requests import CompletionRequest
 from octavo.serve.responses import CompletionLogprobs, Usage
-from octavo.serve.sampling import completion_params
+from octavo.serve.sampling import compile_form, completion_params
 from octavo.serve.service import EventStream, Service, ServiceDep, merged, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
@@ -56,11 +56,13 @@ class _Completion:
     async def submit(self) -> list[AsyncRequest]:
         """Tokenise the prompts and queue them."""
         self.service.check_room()
-        encode = self.tokenizer.encode
-        encoded = await self.service.tokenize(
-            lambda: [p if isinstance(p, list) else encode(p) for p in self.prompts]
-        )
+        encoded = await self.service.tokenize(self._encode)
         return await self.service.submit(encoded, self.params, "prompt", bool(self.body.stream))
+
+    def _encode(self) -> list[list[int]]:
+        compile_form(self.body, self.params, self.tokenizer)
+        encode = self.tokenizer.encode
+        return [p if isinstance(p, list) else encode(p) for p in self.prompts]
 
     async def answer(self) -> responses.Completion:
         """All continuations, whole."""

@@ -151,8 +151,8 @@ def _param(location: Sequence[str | int]) -> str | None:
 
 def _leading_field(message: str) -> str | None:
     """`top_p` of "top_p must be above 0": octavo's errors begin with the field at fault."""
-    match = re.match(r"([a-z_]+)(?:\[\d+\])?(?::| must| \d)", message)
-    return match.group(1) if match else None
+    match = re.match(r"([a-z_]+(?:\.\w+|\[\d+\])*)(?::| must| \d)", message)
+    return re.sub(r"\.(\d+)", r"[\1]", match[1]) if match else None
 
 
 # For the routes' documentation; that there is one for 4XX keeps FastAPI from adding its own 422.

@@ -202,9 +202,10 @@ class Tokenizer:
 
     def _special(self, name: str) -> int | None:
         try:
-            return self._base.get_special_token(name)
+            found = self._base.get_special_token(name)
         except Exception:  # sentencepiece files before v2 have no tools
             return None
+        return None if found == self._base.unk_id else found  # sentencepiece's way to say so
 
 
 class Detokenizer:

@@ -53,10 +53,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "maxItems": 3,
     },
     "$ref": {
-        "$defs": {"pair": {"type": "array", "items": SHORT, "minItems": 2, "maxItems": 2}},
+        "$defs": {"Paar[é]": {"type": "array", "items": SHORT, "minItems": 2, "maxItems": 2}},
         "type": "object",
-        "properties": {"one": {"$ref": "#/$defs/pair"}, "two": {"$ref": "#/$defs/pair"}},
-        "required": ["one"],
+        "properties": {
+            "one": {"$ref": "#/$defs/Paar[é]"},
+            "two": {"$ref": "#/$defs/Paar%5B%C3%A9%5D"},
+        },
+        "required": ["one", "two"],
         "additionalProperties": False,
     },
     "non-ASCII": {
@@ -105,6 +108,7 @@ def test_sampled_answers_match_their_regex(demo: LLM) -> None:
 
 
 def test_sampled_answers_are_one_of_the_choices(demo: LLM) -> None:
+    assert len(ended(answers(demo, n=1, choice=[f"word {i}" for i in range(9999)]))) == 1
     choice = ["red", 'a "quoted"\n\\one', "図書館 🏛️", "re"]
     texts = ended(answers(demo, choice=choice))
     assert set(texts) <= set(choice) and len(set(texts)) > 1
@@ -234,8 +238,12 @@ def test_the_end_may_come_where_the_form_may_end_and_only_it_at_the_very_end(dem
 
 
 def test_a_dead_end_leaves_only_the_end(demo: LLM) -> None:
-    nowhere = compiled(demo.tokenizer, regex=r"[^\s\S]")
-    assert allowed(nowhere, demo.tokenizer) == {demo.tokenizer.eos_id}
+    tokenizer = demo.tokenizer
+    constraint = compiled(tokenizer, grammar='start: "a" /[^\\s\\S]/')
+    a = tokenizer.encode("a", bos=False)[0]
+    assert allowed(constraint, tokenizer) == {a}
+    constraint.accept(a)
+    assert allowed(constraint, tokenizer) == {tokenizer.eos_id}
 
 
 def test_a_compiled_form_is_not_used_up(demo: LLM) -> None:
@@ -312,6 +320,9 @@ def test_malformed_forms_are_refused_by_name(form: Any, problem: str | None) -> 
         ({"regex": "[a"}, "unclosed character class"),
         ({"regex": "\ud800"}, "regex: "),
         ({"grammar": 'begin: "a"'}, "grammar: "),
+        ({"grammar": "start: <[999999]>"}, "grammar: at 1(8): Token range end too large"),
+        ({"json": {"$ref": "\ud800"}}, "json: Resource"),
+        ({"regex": r"[^\s\S]"}, "regex: "),
         ({"grammar": 'start: "a" b'}, 'grammar: at 1(8): unknown name: "b"'),
     ],
 )

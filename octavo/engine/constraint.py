@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from json import dumps
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # Between JSON's tokens: a blank, or a new line and its indentation. Any whitespace at all would let
 # a model that has lost its way write blanks until max_tokens.
 _WHITESPACE = r" |\r?\n[ \t]{0,20}"
+
+_URI_CHARACTERS = "#/%:?&=+$,;@!*'()~"  # beside letters and digits
 
 logger = logging.getLogger("octavo")
 
@@ -105,7 +108,9 @@ def _new_matcher(lark: str, env: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
-    return LLMatcher(env, LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits)
+    matcher = LLMatcher(env, LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits)
+    matcher.compute_bitmask()  # a grammar that nothing fits fails here
+    return matcher
 
 
 # Dozens of tools take tens of milliseconds, and a conversation brings them with every turn.
@@ -125,21 +130,22 @@ def problem_with(rule: str, tokenizer: Tokenizer) -> str:
 
 def to_lark(params: StructuredOutputsParams) -> str:
     """The form as a whole grammar."""
-    return params.grammar if params.grammar is not None else f"start: {lark_body(params)}\n"
+    return params.grammar if params.grammar is not None else f"start: content\n{content(params)}"
 
 
-def lark_body(params: StructuredOutputsParams) -> str:
-    """The form, other than `grammar`, as the right side of a rule."""
+def content(params: StructuredOutputsParams) -> str:
+    """The form, other than `grammar`, as the lark rule `content`."""
     if params.regex is not None:
         from llguidance import regex_to_lark
 
-        return f"/{regex_to_lark(params.regex, use_ascii='')}/"
+        return f"content: /{regex_to_lark(params.regex, use_ascii='')}/\n"
     if params.choice is not None:
-        return " | ".join(dumps(each) for each in params.choice)
+        # As one terminal: as a rule, thousands would be followed one by one.
+        return f"content: CHOICE\nCHOICE: {' | '.join(dumps(each) for each in params.choice)}\n"
     if params.json is not None:
         assert isinstance(params.json, dict)
-        return json_rule(params.json)
-    return json_rule({"type": "object"})
+        return f"content: {json_rule(params.json)}\n"
+    return f"content: {json_rule({'type': 'object'})}\n"
 
 
 def json_rule(schema: dict[str, Any], *, lenient: bool = False) -> str:
@@ -150,7 +156,25 @@ def json_rule(schema: dict[str, Any], *, lenient: bool = False) -> str:
         lenient: pass over keywords that llguidance does not know instead of failing.
     """
     options = {"whitespace_pattern": _WHITESPACE, "lenient": lenient}
-    return "%json " + dumps({**schema, "x-guidance": options | schema.get("x-guidance", {})})
+    schema = _with_uri_references(schema)
+    given = schema.get("x-guidance")
+    if isinstance(given, dict):
+        options |= given
+    return "%json " + dumps({**schema, "x-guidance": options})
+
+
+def _with_uri_references(value: Any) -> Any:
+    """The same with every `$ref` spelled as URIs must be: `#/$defs/Maß` is not, and often met."""
+    if isinstance(value, list):
+        return [_with_uri_references(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: quote(inner, safe=_URI_CHARACTERS, errors="surrogatepass")
+        if key == "$ref" and isinstance(inner, str)
+        else _with_uri_references(inner)
+        for key, inner in value.items()
+    }
 
 
 def _first_reason(error: str, *, keep_position: bool) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from json import dumps
 from typing import Any
 
-from octavo.engine.constraint import json_rule, lark_body, problem_with
+from octavo.engine.constraint import content, json_rule, problem_with
 from octavo.engine.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from octavo.engine.structured_outputs import StructuredOutputsParams, read_schema
 from octavo.errors import RequestError
@@ -71,7 +71,8 @@ def hold_to_tools(
     elif free:
         start, trigger = "calls", token
     else:
-        start, trigger = f"{_content(params, tokenizer)} | <[{token}]> calls", None
+        start, trigger = f"content | <[{token}]> calls", None
+        calls += _content(params, tokenizer)
     grammar = f"start: {start}\n{calls}"
     wanted = StructuredOutputsParams(grammar=grammar, trigger=trigger)
     return replace(params, structured_outputs=wanted)
@@ -115,12 +116,12 @@ def _can_guide(tokenizer: Tokenizer) -> bool:
 
 
 def _content(params: SamplingParams, tokenizer: Tokenizer) -> str:
-    """The right side of a rule for the text of an answer that calls no tool."""
+    """The rule for the text of an answer that calls no tool."""
     assert params.structured_outputs is not None
     if params.structured_outputs.grammar is not None:
         raise RequestError("structured_outputs.grammar: not together with tools")
     assert tokenizer.guidance is not None  # says so if it cannot be
-    return lark_body(params.structured_outputs)
+    return content(params.structured_outputs)
 
 
 def _calls_grammar(rules: list[str], one: bool) -> str:

@@ -153,7 +153,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(llm: LLM) -> None:
         events = response.text.strip().split("\n\n")
         last = json.loads(events[-1].removeprefix("data: "))
         assert last["error"]["type"] == "server_error" and "[DONE]" not in response.text
-        assert len(events) > 2
+        assert len(events) >= 2  # the role's, at least
 
     run(llm, test)
 
@@ -161,9 +161,9 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(llm: LLM) -> None:
 def test_past_the_queue_a_request_is_told_when_to_come_again(llm: LLM) -> None:
     async def test(http: httpx.AsyncClient, engine: Faulty) -> None:
         engine.may_step.clear()
-        running = [asyncio.ensure_future(http.post(CHAT, json=HELLO)) for _ in range(3)]
-        await asyncio.sleep(0.5)
-        response = await http.post(CHAT, json=HELLO)
+        asked = [asyncio.ensure_future(http.post(CHAT, json=HELLO)) for _ in range(4)]
+        (refused,), running = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        response = refused.result()
         assert response.status_code == 429 and int(response.headers["retry-after"]) > 0
         assert error_of(response)["code"] == "queue_full"
         engine.may_step.set()

@@ -70,8 +70,8 @@ def test_a_tools_result_comes_back_in(client: OpenAI) -> None:
         message["tool_calls"][0]["id"] = call_id
         result = {"role": "tool", "tool_call_id": call_id, "content": '{"temperature": 22}'}
         answers.append(ask(client, [*WEATHER, message, result], tools=TOOLS[:1]))
-    assert answers[0].choices[0].message.content and answers[0].choices[0].finish_reason == "stop"
-    assert answers[0].usage.prompt_tokens > 100 and answers[1].choices[0].message.content
+    for answer in answers:
+        assert answer.choices[0].message.content and answer.usage.prompt_tokens > 100
 
 
 def test_tool_choice_none_calls_nothing(client: OpenAI) -> None:
@@ -138,11 +138,12 @@ def test_the_format_text_holds_nothing(client: OpenAI) -> None:
         ({"guided_choice": ["red", "green"]}, "red|green"),
         ({"guided_regex": "x{5}"}, "x{5}"),
         ({"guided_json": SCHEMA}, r'\{\s*"sum"\s*:\s*[0-9]+\s*\}'),
-        ({"structured_outputs": {"grammar": 'start: "a" "b"+'}, "max_tokens": 4}, "ab*"),
+        ({"structured_outputs": {"grammar": 'start: "a" "b"~3'}}, "abbb"),
     ],
 )
 def test_vllms_forms_hold_the_answer(client: OpenAI, extra: dict[str, Any], pattern: str) -> None:
-    answer = ask(client, extra_body=extra, temperature=1.5, seed=2).choices[0].message.content
+    fields: Any = {"temperature": 1.5, "seed": 2, "max_tokens": 200}
+    answer = ask(client, extra_body=extra, **fields).choices[0].message.content
     assert re.fullmatch(pattern, answer), answer
 
 

@@ -271,6 +271,7 @@ class AsyncEngine:
     # In the worker.
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        self.stats = self._engine.stats()  # who reads an answer finds it counted
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(function, *arguments)
 

@@ -122,8 +122,15 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str, *, bos: bool = True) -> list[int]:
-        """Token ids of plain text; markup such as [INST] in it is only text."""
-        return self._base.encode(text, bos=bos, eos=False)
+        """Token ids of plain text; markup such as [INST] in it is only text.
+
+        Raises:
+            RequestError: a text that cannot be split, such as a million spaces.
+        """
+        try:
+            return self._base.encode(text, bos=bos, eos=False)
+        except ValueError as error:
+            raise RequestError(f"prompt: {_first_problem(error)}") from None
 
     def encode_chat(
         self, messages: Sequence[Any], tools: Sequence[Any] | None = None, **request: Any
@@ -187,6 +194,11 @@ class Tokenizer:
         """Text of the ids; control tokens such as </s> are left out unless `special`."""
         policy = SpecialTokenPolicy.KEEP if special else SpecialTokenPolicy.IGNORE
         return self._base.decode(list(token_ids), special_token_policy=policy)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; a control token's name."""
+        piece: bytes = self._base.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
+        return piece
 
     def _special(self, name: str) -> int | None:
         try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from openai import OpenAI
 
 from octavo import LLM
 from octavo.checkpoint import DEMO
 from tests.checkpoints import small_config, write_mistral
+from tests.serving import CARD_MODEL, Server
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +35,22 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(text_model: Path) -> LLM:
     """The random model, loaded, in fp32."""
     return LLM(text_model, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The bundled model served under the model card's name, in fp32, by the card's line."""
+    card = "--tokenizer_mode mistral --config_format mistral --load_format mistral"
+    with Server(
+        "demo", *card.split(), "--tensor_parallel=2", "--served-model-name", CARD_MODEL,
+        "--dtype", "float32", "--max-queue", "2000", "--max-num-seqs", "32",
+    ) as running:  # fmt: skip
+        yield running
+        code, err = running.stop()
+        assert code == 0 and "Traceback" not in err, err
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> OpenAI:
+    """The official client, pointed at it."""
+    return server.openai()

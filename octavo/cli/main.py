@@ -14,6 +14,7 @@ from octavo.cli.download import download
 from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
 from octavo.cli.quantize import QuantizeCommand, quantize
+from octavo.cli.serve import serve
 from octavo.errors import OctavoError, is_out_of_memory
 from octavo.version import __version__
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, inspect, download):
+for command in (demo, chat, generate, serve, inspect, download):
     app.command()(command)
 app.command(cls=QuantizeCommand)(quantize)
 

@@ -36,6 +36,10 @@ Pattern = Annotated[
         "--attention-pattern", help="Windows that repeat over the layers: 128k,32k,32k,32k."
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="For weights, KV cache and all else: 16G. [most of what is free]"),
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", "--top_p", help="Nucleus sampling.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]

@@ -1,0 +1,1 @@
+"""`octavo serve`: the engine behind the OpenAI API."""

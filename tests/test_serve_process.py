@@ -50,7 +50,8 @@ def test_a_second_signal_ends_it_at_once() -> None:
         assert httpx.get(f"{local}/v1/models", headers=keys).status_code == 200
         body = LONG | {"max_tokens": 9000}
         with httpx.stream("POST", f"{local}{CHAT}", json=body, headers=keys) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # httpx hangs up when these are forgotten
+            next(lines)
             server.process.send_signal(signal.SIGINT)
             assert eventually(lambda: httpx.get(f"{local}/ready").status_code == 503, 5)
             server.process.send_signal(signal.SIGINT)

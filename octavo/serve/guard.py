@@ -7,12 +7,13 @@ import hmac
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo.serve import page
 from octavo.serve.errors import ApiError
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import Settings
 
 # Probes, and pages that a browser opens before it can send a key.
-OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
+OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json", *page.PATHS)
 
 
 class Guard:

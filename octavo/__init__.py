@@ -3,6 +3,7 @@
 from octavo.engine.generate import generate
 from octavo.engine.llm import LLM
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.structured_outputs import StructuredOutputsParams
 from octavo.errors import OctavoError
 from octavo.model import Transformer
 from octavo.quantize import quantize
@@ -12,6 +13,7 @@ __all__ = [
     "LLM",
     "OctavoError",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Transformer",
     "__version__",
     "generate",

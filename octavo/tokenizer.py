@@ -172,6 +172,24 @@ class Tokenizer:
             warnings.simplefilter("ignore")
             return MistralTokenizer.from_file(str(self.path), mode=ValidationMode.finetuning)
 
+    @cached_property
+    def guidance(self) -> Any:
+        """The vocabulary as llguidance's `LLTokenizer`; 131,072 tokens take over a second, once.
+
+        Raises:
+            RequestError: llguidance is not installed, or this is not a Tekken tokenizer.
+        """
+        from mistral_common.guidance.tokenizer import from_mistral_tokenizer
+
+        try:
+            return from_mistral_tokenizer(self.mistral)
+        except ImportError:
+            raise RequestError(
+                "structured output needs llguidance; install octavo[serve]"
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"structured output needs a Tekken tokenizer: {error}") from None
+
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids; control tokens such as </s> are left out unless `special`."""
         policy = SpecialTokenPolicy.KEEP if special else SpecialTokenPolicy.IGNORE
@@ -184,9 +202,10 @@ class Tokenizer:
 
     def _special(self, name: str) -> int | None:
         try:
-            return self._base.get_special_token(name)
+            found = self._base.get_special_token(name)
         except Exception:  # sentencepiece files before v2 have no tools
             return None
+        return None if found == self._base.unk_id else found  # sentencepiece's way to say so
 
 
 class Detokenizer:

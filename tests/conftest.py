@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from openai import OpenAI
 
 from octavo import LLM
 from octavo.checkpoint import DEMO
@@ -45,3 +46,9 @@ def server() -> Iterator[Server]:
         "--dtype", "float32", "--max-queue", "2000", "--max-num-seqs", "32",
     ) as running:  # fmt: skip
         yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> OpenAI:
+    """The official client, pointed at it."""
+    return server.openai()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import httpx2 as httpx
 from openai import OpenAI
@@ -16,6 +17,7 @@ from openai import OpenAI
 # Threads that wait for each other lose most of a machine that other tests share.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CARD_MODEL = "mistralai/Ministral-8B-Instruct-2410"
+SUM: Any = [{"role": "user", "content": "What is 23 + 48?"}]
 
 
 class Server:
@@ -33,7 +35,7 @@ class Server:
             line = self.process.stdout.readline()
             assert line, self.printed + self.process.communicate()[1]
             self.printed += line
-        address = re.search(r"http://127\.0\.0\.1:\d+", self.printed)
+        address = re.search(r"http://[\d.]+:\d+", self.printed)
         self.url = address[0] if address else ""
         self.http = httpx.Client(base_url=self.url, timeout=120)
 
@@ -78,3 +80,45 @@ def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def ask(client: OpenAI, messages: Any = SUM, **fields: Any) -> Any:
+    fields = {"model": CARD_MODEL, "temperature": 0, "max_tokens": 24} | fields
+    create: Any = client.chat.completions.create
+    return create(messages=messages, **fields)
+
+
+class Streamed:
+    """A streamed answer put together again, choice by choice."""
+
+    def __init__(self, chunks: Any) -> None:
+        self.content: dict[int, str] = {}
+        self.calls: dict[int, list[dict[str, str]]] = {}
+        self.logprobs: dict[int, list[Any]] = {}
+        self.finish_reasons: dict[int, str] = {}
+        self.usage: Any = None
+        self.n_chunks = 0
+        for chunk in chunks:
+            self.n_chunks += 1
+            self.usage = chunk.usage or self.usage
+            for choice in chunk.choices:
+                self._add(choice)
+
+    def _add(self, choice: Any) -> None:
+        i = choice.index
+        self.content[i] = self.content.get(i, "") + (choice.delta.content or "")
+        if choice.logprobs is not None:
+            self.logprobs.setdefault(i, []).extend(choice.logprobs.content)
+        for call in choice.delta.tool_calls or ():
+            calls = self.calls.setdefault(i, [])
+            if call.index == len(calls):
+                assert len(call.id) == 9 and call.type == "function"
+                calls.append({"name": call.function.name, "arguments": ""})
+            calls[call.index]["arguments"] += call.function.arguments or ""
+        if choice.finish_reason is not None:
+            assert i not in self.finish_reasons
+            self.finish_reasons[i] = choice.finish_reason
+
+
+def stream(client: OpenAI, messages: Any = SUM, **fields: Any) -> Streamed:
+    return Streamed(ask(client, messages, stream=True, **fields))

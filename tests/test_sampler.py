@@ -82,6 +82,22 @@ def test_banned_tokens_are_never_drawn() -> None:
     assert sampler.sample(LOGITS, params, [], [], torch.Generator(), banned_ids=[0, 1]) == 2
 
 
+def test_banned_tokens_come_where_nothing_else_may() -> None:
+    only_first = torch.tensor([0.0, -math.inf, -math.inf])
+    params = SamplingParams()
+    assert sampler.sample(only_first, params, [], [], torch.Generator(), banned_ids=[0]) == 0
+
+
+def test_logit_bias_is_added_before_the_temperature() -> None:
+    assert sampler.add_bias(LOGITS, {1: 2.0, 4: -1.0}).tolist() == pytest.approx(
+        (LOGITS + torch.tensor([0, 2.0, 0, 0, -1.0])).tolist()
+    )
+    assert draw(3, temperature=0, logit_bias={4: 100}) == [4, 4, 4]
+    assert set(draw(500, logit_bias={0: -100, 1: -100})) == {2, 3, 4}
+    even = draw(2_000, logit_bias={4: math.log(0.5 / 0.04)}, top_k=2)
+    assert abs(even.count(4) - 1_000) < 4 * 2_000**0.5 / 2
+
+
 def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:
     row = sampler.top_logprobs(LOGITS[None], torch.tensor([3]), 2)[0]
     assert list(row) == [3, 0, 1]
@@ -111,6 +127,12 @@ def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"logprobs": -1}, "logprobs"),
+        ({"logit_bias": [1]}, "logit_bias must map token ids to numbers"),
+        ({"logit_bias": {"1": 1}}, "a token id of logit_bias must be an integer"),
+        ({"logit_bias": {-1: 1}}, "a token id of logit_bias must be an integer"),
+        ({"logit_bias": {1: 101}}, "logit_bias of token 1 must be in -100…100"),
+        ({"logit_bias": {1: float("nan")}}, "logit_bias of token 1"),
+        ({"structured_outputs": {"json": {}}}, "structured_outputs must be StructuredOutputsPar"),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(params: Any, problem: str) -> None:

@@ -11,12 +11,8 @@ import pytest
 from openai import OpenAI
 
 from octavo import LLM, SamplingParams
-from octavo.demo.prompts import WEATHER_TOOL
-from tests.serving import CARD_MODEL, Server
+from tests.serving import CARD_MODEL, SUM, Server, ask, stream
 
-SUM: Any = [{"role": "user", "content": "What is 23 + 48?"}]
-WEATHER: Any = [{"role": "user", "content": "What's the weather like today in Paris?"}]
-TOOLS: Any = [WEATHER_TOOL]
 CARDS_CURL = """curl --location 'http://<your-node-url>:8000/v1/chat/completions' \
 --header 'Content-Type: application/json' \
 --header 'Authorization: Bearer token' \
@@ -33,61 +29,8 @@ CARDS_CURL = """curl --location 'http://<your-node-url>:8000/v1/chat/completions
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> OpenAI:
-    return server.openai()
-
-
-@pytest.fixture(scope="module")
 def demo() -> LLM:
     return LLM("demo", dtype="float32")
-
-
-def ask(client: OpenAI, messages: Any = SUM, **fields: Any) -> Any:
-    fields = {"model": CARD_MODEL, "temperature": 0, "max_tokens": 24} | fields
-    return client.chat.completions.create(messages=messages, **fields)
-
-
-class Streamed:
-    """A streamed answer put together again, choice by choice."""
-
-    def __init__(self, chunks: Any) -> None:
-        self.content: dict[int, str] = {}
-        self.calls: dict[int, list[dict[str, str]]] = {}
-        self.logprobs: dict[int, list[Any]] = {}
-        self.finish_reasons: dict[int, str] = {}
-        self.usage: Any = None
-        self.n_chunks = 0
-        for chunk in chunks:
-            self.n_chunks += 1
-            self.usage = chunk.usage or self.usage
-            for choice in chunk.choices:
-                self._add(choice)
-
-    def _add(self, choice: Any) -> None:
-        i = choice.index
-        self.content[i] = self.content.get(i, "") + (choice.delta.content or "")
-        if choice.logprobs is not None:
-            self.logprobs.setdefault(i, []).extend(choice.logprobs.content)
-        for call in choice.delta.tool_calls or ():
-            calls = self.calls.setdefault(i, [])
-            if call.index == len(calls):
-                assert len(call.id) == 9 and call.type == "function"
-                calls.append({"name": call.function.name, "arguments": ""})
-            calls[call.index]["arguments"] += call.function.arguments or ""
-        if choice.finish_reason is not None:
-            assert i not in self.finish_reasons
-            self.finish_reasons[i] = choice.finish_reason
-
-
-def stream(client: OpenAI, messages: Any = SUM, **fields: Any) -> Streamed:
-    return Streamed(ask(client, messages, stream=True, **fields))
-
-
-def calls_of(choice: Any) -> list[dict[str, str]]:
-    return [
-        {"name": call.function.name, "arguments": call.function.arguments}
-        for call in choice.message.tool_calls or ()
-    ]
 
 
 def test_the_cards_curl_line_works_as_it_stands(server: Server) -> None:
@@ -162,11 +105,8 @@ def test_a_seed_repeats_an_answer_and_n_are_different(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 def test_an_answer_ends_at_the_limit(client: OpenAI, name: str) -> None:
-    answer = client.chat.completions.create(
-        model=CARD_MODEL, messages=SUM, temperature=0, **{name: 3}
-    )
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None and answer.usage.completion_tokens == 3
+    answer = ask(client, **{"max_tokens": None, name: 3})
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 3
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_in_it(client: OpenAI) -> None:
@@ -188,43 +128,6 @@ def test_logprobs_name_the_contents_bytes(client: OpenAI) -> None:
 def test_logprobs_without_top_ones(client: OpenAI) -> None:
     content = ask(client, logprobs=True, max_tokens=2).choices[0].logprobs.content
     assert [entry.top_logprobs for entry in content] == [[], []]
-
-
-def test_a_tool_is_called(client: OpenAI) -> None:
-    answer = ask(client, WEATHER, tools=TOOLS, max_tokens=64)
-    choice = answer.choices[0]
-    assert choice.finish_reason == "tool_calls" and choice.message.content is None
-    (call,) = calls_of(choice)
-    assert call["name"] == "get_current_weather"
-    assert json.loads(call["arguments"])["format"] == "celsius"
-    assert len(choice.message.tool_calls[0].id) == 9
-
-
-@pytest.mark.parametrize("max_tokens", [64, 20, 7])
-def test_a_streamed_tool_call_is_the_unstreamed_one(client: OpenAI, max_tokens: int) -> None:
-    whole = ask(client, WEATHER, tools=TOOLS, max_tokens=max_tokens).choices[0]
-    pieces = stream(client, WEATHER, tools=TOOLS, max_tokens=max_tokens)
-    assert pieces.calls.get(0, []) == calls_of(whole)
-    assert pieces.content[0] == (whole.message.content or "")
-    assert pieces.finish_reasons[0] == whole.finish_reason
-
-
-def test_a_tools_result_comes_back_in(client: OpenAI, demo: LLM) -> None:
-    """Also with the ids of another server, which the template would refuse."""
-    call = ask(client, WEATHER, tools=TOOLS, max_tokens=64).choices[0].message
-    answers = []
-    for call_id in (call.tool_calls[0].id, "call_abcdefghijklmnopqrstuvwx"):
-        message = call.model_dump(exclude_none=True)
-        message["tool_calls"][0]["id"] = call_id
-        result = {"role": "tool", "tool_call_id": call_id, "content": '{"temperature": 22}'}
-        answers.append(ask(client, [*WEATHER, message, result], tools=TOOLS))
-    assert answers[0].choices[0].message.content and answers[0].choices[0].finish_reason == "stop"
-    assert answers[0].usage.prompt_tokens > 100 and answers[1].choices[0].message.content
-
-
-def test_tool_choice_none_calls_nothing(client: OpenAI) -> None:
-    choice = ask(client, WEATHER, tools=TOOLS, tool_choice="none").choices[0]
-    assert choice.message.tool_calls is None and choice.finish_reason != "tool_calls"
 
 
 def test_text_parts_are_the_text(client: OpenAI) -> None:

@@ -120,6 +120,7 @@ def serve(
     address = f"http://{_in_header(host)}:{listener.getsockname()[1]}"
 
     def load() -> LLM:
+        print(f"octavo: loading {model}", flush=True)
         return LLM(
             model,
             tokenizer=tokenizer,
@@ -139,7 +140,6 @@ def serve(
 
     if not keys:
         print(f"octavo: no --api-key, so only this machine can connect ({host})")
-    print(f"octavo: loading {model}", flush=True)
     run(settings, listener, load, announce)
 
 

@@ -271,6 +271,7 @@ class AsyncEngine:
     # In the worker.
 
     def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        self.stats = self._engine.stats()  # who reads an answer finds it counted
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(function, *arguments)
 
@@ -358,11 +359,11 @@ class AsyncEngine:
         running = [r for r in self._live.values() if r not in set(waiting)]
         for request_id in self._live:
             self._engine.abort(request_id)
-        self._live.clear()
-        self._unbegun.clear()
         stats = self._engine.stats()
         if stats.running or stats.waiting or stats.pages_used:
             raise EngineFailure(f"pages or answers are left behind: {stats}") from failure
+        self._live.clear()
+        self._unbegun.clear()
         self._fail(running, failure)
         for request in waiting:
             self._add(request)

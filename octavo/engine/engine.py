@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.engine import sampler
+from octavo.engine.constraint import Constraint
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence
@@ -84,7 +85,7 @@ class Engine:
 
         Raises:
             RequestError: an empty or over-long prompt, a token outside the vocabulary, stop
-                strings without a tokenizer.
+                strings without a tokenizer, a form that answers cannot be held to.
         """
         self._check(prompt_ids, params)
         room = self.max_model_len - len(prompt_ids)
@@ -97,6 +98,10 @@ class Engine:
             )
             for i in range(params.n)
         ]
+        if params.structured_outputs is not None and self.tokenizer is not None:
+            constraint = Constraint.compile(params.structured_outputs, self.tokenizer)
+            for sequence in request.sequences:
+                sequence.constraint = constraint.copy()
         self._requests[request.request_id] = request
         # The other answers start as copies of the first, once it has read the prompt.
         self._waiting.append(request.sequences[0])
@@ -208,8 +213,9 @@ class Engine:
             if each.max_tokens == 0:
                 each.finish_unsampled()
                 continue
+            allowed = each.constraint.mask(logits) if each.constraint else logits
             token = sampler.sample(
-                logits, each.params, each.prompt_ids, each.output_ids, each.generator,
+                allowed, each.params, each.prompt_ids, each.output_ids, each.generator,
                 each.banned_ids(),
             )  # fmt: skip
             if each.params.logprobs is not None:
@@ -266,3 +272,11 @@ class Engine:
             )
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
+        if params.structured_outputs is not None and self.tokenizer is None:
+            raise RequestError("structured_outputs need a tokenizer")
+        highest = max(params.logit_bias or {}, default=0)
+        if highest >= self.model.config.vocab_size:
+            raise RequestError(
+                f"logit_bias: token {highest} is outside the vocabulary of "
+                f"{self.model.config.vocab_size}"
+            )

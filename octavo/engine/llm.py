@@ -13,6 +13,7 @@ from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.tool_grammar import ToolChoice, hold_to_tools
 from octavo.errors import ConfigError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
@@ -119,6 +120,8 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, in the model's instruct template.
@@ -127,7 +130,10 @@ class LLM:
             messages: a conversation, or a list of them. Its messages are OpenAI's dicts or
                 mistral-common's objects.
             sampling_params: one for all, or one each.
-            tools: offered to the model in every conversation; its calls are in `.tool_calls`.
+            tools: offered to the model in every conversation; its calls are in `.tool_calls`, and
+                fit the tools' schemas.
+            tool_choice: OpenAI's: `auto`, `none`, `required`, or a dict that names a function.
+            parallel_tool_calls: whether an answer may hold several calls.
             use_tqdm: show a progress bar on stderr.
 
         Returns:
@@ -137,8 +143,13 @@ class LLM:
             RequestError: naming what is wrong with a message or parameter.
         """
         conversations = _as_conversations(messages)
-        encoded = [self.tokenizer.encode_chat(c, tools) for c in conversations]
-        outputs = self._run(encoded, [None] * len(encoded), sampling_params, use_tqdm)
+        shown = None if tool_choice == "none" else tools
+        encoded = [self.tokenizer.encode_chat(c, shown) for c in conversations]
+        params = [
+            hold_to_tools(each, self.tokenizer, tools, tool_choice, parallel_tool_calls)
+            for each in _one_each(sampling_params, len(encoded))
+        ]
+        outputs = self._run(encoded, [None] * len(encoded), params, use_tqdm)
         return [self.with_tool_calls(output) for output in outputs]
 
     def stream_chat(
@@ -147,13 +158,20 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Sequence[Any] | None = None,
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
     ) -> Iterator[RequestOutput]:
         """Answer one conversation; its output after each token, whole up to there.
 
         Stopping the iteration stops the answer.
         """
-        prompt_ids = self.tokenizer.encode_chat(messages, tools)
-        request_id = self.engine.add_request(prompt_ids, sampling_params or SamplingParams())
+        shown = None if tool_choice == "none" else tools
+        prompt_ids = self.tokenizer.encode_chat(messages, shown)
+        params = hold_to_tools(
+            sampling_params or SamplingParams(), self.tokenizer, tools, tool_choice,
+            parallel_tool_calls,
+        )  # fmt: skip
+        request_id = self.engine.add_request(prompt_ids, params)
         for output in self.engine.stream(request_id):
             yield self.with_tool_calls(output) if output.finished else output
 

@@ -20,19 +20,23 @@ def sample(
     generator: torch.Generator,
     banned_ids: Sequence[int] = (),
 ) -> int:
-    """Choose the next token: penalties, temperature, min_p, top_k, top_p, then one draw.
+    """Choose the next token: bias, penalties, temperature, min_p, top_k, top_p, then one draw.
 
     Args:
-        logits: [vocab_size] fp32; not changed.
+        logits: [vocab_size] fp32, -inf where a constraint forbids a token; not changed.
         params: how to sample.
         prompt_ids, output_ids: what the penalties count.
         generator: of this sequence alone, so that a seed means the same in any company.
-        banned_ids: tokens that may not come now (`min_tokens`).
+        banned_ids: tokens that may not come now (`min_tokens`), unless no others may.
     """
+    if params.logit_bias:
+        logits = add_bias(logits, params.logit_bias)
     if params.penalizes:
         logits = penalize(logits, params, prompt_ids, output_ids)
     if banned_ids:
-        logits = logits.index_fill(0, torch.tensor(list(banned_ids), device=logits.device), _NEVER)
+        ids = torch.tensor(list(banned_ids), device=logits.device)
+        others = logits.index_fill(0, ids, _NEVER)
+        logits = others if bool((others > _NEVER).any()) else logits
     if params.greedy:
         return int(logits.argmax())
     logits = logits / params.temperature
@@ -43,6 +47,12 @@ def sample(
     if params.top_p < 1:
         logits = keep_top_p(logits, params.top_p)
     return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+
+
+def add_bias(logits: Tensor, bias: dict[int, float]) -> Tensor:
+    """Each token's bias added to its logit (OpenAI's logit_bias)."""
+    ids = torch.tensor(list(bias), device=logits.device)
+    return logits.index_add(0, ids, torch.tensor(list(bias.values())).to(logits))
 
 
 def penalize(

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.engine.structured_outputs import StructuredOutputsParams
 from octavo.errors import RequestError
 
+MAX_LOGIT_BIAS = 100.0  # OpenAI's
 GREEDY_BELOW = 1e-5  # a temperature under this takes the likeliest token
 
 
@@ -32,6 +34,9 @@ class SamplingParams:
             or answer (Keskar et al. 2019, section 4.1).
         presence_penalty, frequency_penalty: subtracted from the logits of tokens in the answer,
             once, or once for each time (OpenAI's definitions).
+        logit_bias: added to the logits of these token ids, each in -100…100.
+        structured_outputs: a form that the answer is held to. It goes before `min_tokens` where
+            only the end of the answer may come.
         logprobs: how many of the likeliest tokens to report at each step, beside the chosen one.
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: leave control tokens out of the text.
@@ -55,6 +60,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
@@ -89,6 +96,18 @@ class SamplingParams:
                 raise RequestError(f"stop must be one or more non-empty strings, not {text!r}")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0)
+        if self.logit_bias is not None and not isinstance(self.logit_bias, dict):
+            raise RequestError(
+                f"logit_bias must map token ids to numbers, not {self.logit_bias!r:.80}"
+            )
+        for token, bias in (self.logit_bias or {}).items():
+            _integer("a token id of logit_bias", token, 0)
+            _number(f"logit_bias of token {token}", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        wanted = self.structured_outputs
+        if wanted is not None and not isinstance(wanted, StructuredOutputsParams):
+            raise RequestError(
+                f"structured_outputs must be StructuredOutputsParams, not {type(wanted).__name__}"
+            )
 
     @property
     def greedy(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo.cache import RaggedCache
+from octavo.engine.constraint import Constraint
 from octavo.engine.outputs import CompletionOutput, Logprob
 from octavo.engine.sampling_params import SamplingParams
 from octavo.tokenizer import Detokenizer, Tokenizer
@@ -18,6 +19,7 @@ class Sequence:
         prompt_ids, output_ids: token ids.
         cache: keys and values of the first `cache.length` tokens of both; None until it runs.
         max_tokens: the request's limit, or what the context leaves.
+        constraint: what the answer is held to, if anything.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Sequence:
         self.params = params
         self.max_tokens = max_tokens
         self.cache: RaggedCache | None = None
+        self.constraint: Constraint | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.logprobs: list[dict[int, Logprob]] = []
@@ -84,6 +87,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         """Take a generated token in, and find out whether the answer ends with it."""
         self.output_ids.append(token_id)
+        if self.constraint is not None:
+            self.constraint.accept(token_id)
         if token_id == self._eos_id:
             return self._finish("stop")
         if token_id in (self.params.stop_token_ids or ()):

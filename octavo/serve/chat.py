@@ -8,14 +8,15 @@ from fastapi import APIRouter, Request, Response
 
 from octavo.engine.async_engine import AsyncRequest
 from octavo.engine.outputs import CompletionOutput, RequestOutput
+from octavo.engine.tool_grammar import hold_to_tools
 from octavo.serve import responses
 from octavo.serve.answers import AnswerReader
 from octavo.serve.errors import ERRORS
 from octavo.serve.logprobs import chat_logprobs, told_tokens
 from octavo.serve.messages import template_messages, template_tools
-from octavo.serve.requests import ChatRequest
+from octavo.serve.requests import ChatRequest, NamedToolChoice
 from octavo.serve.responses import ChatLogprobs, ChatMessage, FunctionDelta, ToolCallDelta, Usage
-from octavo.serve.sampling import chat_params
+from octavo.serve.sampling import chat_params, compile_form
 from octavo.serve.service import EventStream, Service, ServiceDep, unless_gone
 from octavo.tool_calls import ArgumentsDelta, CallStarted, ContentDelta, Event
 
@@ -45,18 +46,33 @@ class _Chat:
         self.model = service.check_model(body.model)
         self.params = chat_params(body, service.settings, self.tokenizer.vocab_size)
         self.offers_tools = bool(body.tools) and body.tool_choice != "none"
+        if self.offers_tools:
+            self.params.skip_special_tokens = True  # the calls' parser goes by the text's length
 
     async def submit(self) -> AsyncRequest:
         """Tokenise the conversation and queue it."""
         self.service.check_room()
-        messages = template_messages(self.body.messages)
-        tools = template_tools(self.body.tools) if self.offers_tools else None
-        further = {"continue_final_message": True} if self.body.continue_final_message else {}
-        prompt_ids = await self.service.tokenize(
-            lambda: self.tokenizer.encode_chat(messages, tools, **further)
-        )
+        prompt_ids = await self.service.tokenize(self._encode)
         streams = bool(self.body.stream)
         return (await self.service.submit([prompt_ids], self.params, "messages", streams))[0]
+
+    def _encode(self) -> list[int]:
+        """The prompt, and the constraints that are compiled on the way; not for the event loop."""
+        body = self.body
+        messages = template_messages(body.messages)
+        tools = template_tools(body.tools) if self.offers_tools else None
+        further = {"continue_final_message": True} if body.continue_final_message else {}
+        prompt_ids = self.tokenizer.encode_chat(messages, tools, **further)
+        choice = body.tool_choice
+        self.params = hold_to_tools(
+            self.params,
+            self.tokenizer,
+            [tool.model_dump() for tool in body.tools or ()],
+            choice.model_dump() if isinstance(choice, NamedToolChoice) else choice or "auto",
+            body.parallel_tool_calls is not False,
+        )
+        compile_form(body, self.params, self.tokenizer)
+        return prompt_ids
 
     async def answer(self) -> responses.ChatCompletion:
         """The whole answer."""

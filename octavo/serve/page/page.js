@@ -31,12 +31,13 @@ class Answer {
     const choice = chunk.choices[0];
     if (!choice) return;
     this.finishReason = choice.finish_reason ?? this.finishReason;
-    const { content, tool_calls: calls = [] } = choice.delta;
+    const content = choice.delta.content ?? "";
+    const calls = choice.delta.tool_calls ?? [];
     if (!content && calls.length === 0) return;
     this.last = performance.now();
     if (content) this.first ??= this.last;
     keepAtEnd(() => {
-      this.text.appendData(content ?? "");
+      this.text.appendData(content);
       for (const call of calls) this.addToCall(call);
     });
   }

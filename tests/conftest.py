@@ -46,6 +46,8 @@ def server() -> Iterator[Server]:
         "--dtype", "float32", "--max-queue", "2000", "--max-num-seqs", "32",
     ) as running:  # fmt: skip
         yield running
+        code, err = running.stop()
+        assert code == 0 and "Traceback" not in err, err
 
 
 @pytest.fixture(scope="session")

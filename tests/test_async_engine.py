@@ -159,8 +159,9 @@ def test_past_the_queue_requests_are_refused(llm: LLM) -> None:
         held.may_step.clear()
         requests = [engine.add_request(prompt(llm), PARAMS) for _ in range(3)]
         with pytest.raises(QueueFull, match="3 answers"):
-            engine.add_request(prompt(llm), PARAMS)
+            engine.check_room()
         requests[1].abort()
+        engine.check_room()
         requests.append(engine.add_request(prompt(llm), PARAMS))
         held.may_step.set()
         for request in (requests[0], *requests[2:]):

@@ -17,7 +17,7 @@ from tests.serving import SUM, Server, eventually
 from tests.test_cli import Capsys, fails
 from tests.test_serve_errors import CHAT, error_of
 
-LONG: Any = {"messages": SUM, "max_tokens": 150, "ignore_eos": True, "stream": True}
+LONG: Any = {"messages": SUM, "max_tokens": 300, "ignore_eos": True, "stream": True}
 
 
 def test_sigterm_finishes_what_was_begun_refuses_what_is_new_and_exits_0(text_model: Path) -> None:
@@ -41,16 +41,17 @@ def test_sigterm_finishes_what_was_begun_refuses_what_is_new_and_exits_0(text_mo
         assert (server.process.returncode, err) == (0, "")
 
 
-def test_a_second_signal_ends_it_at_once(text_model: Path) -> None:
-    with Server(str(text_model), OCTAVO_API_KEY="one,two") as server:
+def test_a_second_signal_ends_it_at_once() -> None:
+    with Server("demo", OCTAVO_API_KEY="one,two") as server:
         assert "no --api-key" not in server.printed and "0.0.0.0" in server.printed
         local = server.url.replace("0.0.0.0", "127.0.0.1")
         assert httpx.get(f"{local}/v1/models").status_code == 401
         keys = {"Authorization": "Bearer two"}
         assert httpx.get(f"{local}/v1/models", headers=keys).status_code == 200
-        body = LONG | {"max_tokens": 400}
+        body = LONG | {"max_tokens": 9000}
         with httpx.stream("POST", f"{local}{CHAT}", json=body, headers=keys) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # httpx hangs up when these are forgotten
+            next(lines)
             server.process.send_signal(signal.SIGINT)
             assert eventually(lambda: httpx.get(f"{local}/ready").status_code == 503, 5)
             server.process.send_signal(signal.SIGINT)
@@ -63,10 +64,10 @@ def test_a_signal_while_the_model_is_loaded_ends_it(text_model: Path) -> None:
         assert (code, err) == (0, "")
 
 
-def test_answers_that_outlast_the_drain_are_told(text_model: Path) -> None:
+def test_answers_that_outlast_the_drain_are_told() -> None:
     with (
-        Server(str(text_model), "--drain-timeout", "0.1") as server,
-        server.http.stream("POST", CHAT, json=LONG | {"max_tokens": 450}) as response,
+        Server("demo", "--drain-timeout", "0.1") as server,
+        server.http.stream("POST", CHAT, json=LONG | {"max_tokens": 9000}) as response,
     ):
         lines = (line for line in response.iter_lines() if line)
         next(lines)

@@ -128,6 +128,7 @@ class AsyncRequest:
     def on_error(self, error: OctavoError) -> None:
         if not self._accepted.done():
             self._accepted.set_exception(error)
+            self._accepted.exception()  # it may be that nobody waits for this, and only reads
         self._error = error
         self._changed.set()
 
@@ -179,10 +180,7 @@ class AsyncEngine:
         Raises:
             QueueFull, Draining, EngineFailure
         """
-        if self.error is not None:
-            raise self.error
-        if self._draining:
-            raise Draining("the server is shutting down")
+        self._check_open()
         if self._n_answers >= self._capacity:
             raise QueueFull(f"{self._n_answers} answers are running or waiting; try again later")
 
@@ -191,10 +189,12 @@ class AsyncEngine:
     ) -> AsyncRequest:
         """Send a request to the engine. It lives until it is finished or aborted.
 
+        Room is asked for apart, so that several that belong together are taken together.
+
         Raises:
-            QueueFull, Draining, EngineFailure: it was not sent.
+            Draining, EngineFailure: it was not sent.
         """
-        self.check_room()
+        self._check_open()
         request = AsyncRequest(self, prompt_ids, params, streams)
         self._n_answers += params.n
         self._idle.clear()
@@ -228,6 +228,12 @@ class AsyncEngine:
         self._inbox.put(None)
         await asyncio.to_thread(self._worker.join)
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self._draining:
+            raise Draining("the server is shutting down")
 
     def _expire(self, request: AsyncRequest) -> None:
         self.abort(request)
@@ -285,7 +291,8 @@ class AsyncEngine:
         except Exception:  # recovering failed too: nothing here can be trusted any more
             logger.exception("octavo: the engine stopped")
             self.error = EngineFailure("the engine has stopped; the server must be started again")
-        self._post(self._close, list(self._live.values()), self.error)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._close, list(self._live.values()), self.error)
 
     def _take_in(self) -> bool:
         """Everything that has come in, waiting for it if there is nothing to do; False to end."""
@@ -295,7 +302,7 @@ class AsyncEngine:
                 request, comes = message
                 if comes:
                     self._add(request)
-                elif request.request_id is not None:
+                elif request.request_id in self._live:  # and has not finished meanwhile
                     self._engine.abort(request.request_id)
                     self._forget(request.request_id)
                 message = self._inbox.get(block=False)

@@ -115,7 +115,8 @@ def add_handlers(app: FastAPI) -> None:
             message = f"{request.url.path}: no such address; /docs lists them"
         elif error.status_code == 405:
             message = f"{request.url.path} does not take {request.method}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        code = "body_too_large" if error.status_code == 413 else None
+        return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
     @app.exception_handler(ApiError)
     @app.exception_handler(OctavoError)

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from octavo.serve import chat, completions, status, tokens
 from octavo.serve.errors import add_handlers
 from octavo.serve.guard import Guard
+from octavo.serve.page import add_page
 from octavo.serve.service import Service
 from octavo.serve.settings import Settings
 from octavo.version import __version__
@@ -31,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (chat, completions, tokens):
         app.include_router(module.router, dependencies=[_BEARER])
     app.include_router(status.router)
+    add_page(app)
     paths = frozenset(app.openapi()["paths"])
     app.openapi_schema = None  # it is cached, and routes may still be added
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)

@@ -8,13 +8,14 @@ import re
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from octavo.serve import page
 from octavo.serve.errors import ApiError
 from octavo.serve.metrics import Metrics
 from octavo.serve.settings import Settings
 
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d*)?")  # a name or address, and a port
 # Probes, and pages that a browser opens before it can send a key.
-OPEN_PATHS = ("/", "/health", "/ready", "/docs", "/openapi.json")
+OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json", *page.PATHS)
 
 
 class Guard:

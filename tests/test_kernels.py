@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octavo import kernels
-from octavo.kernels import blockwise, fused, int8, reference
+from octavo.kernels import blockwise, fused, int8, native, reference
 from octavo.model.rope import rotary_angles
 
 
@@ -211,15 +211,23 @@ def test_attention_by_hand() -> None:
     assert reference.attention(q, k, v, 1).flatten().tolist() == pytest.approx([4.0, 8.0])
 
 
-@pytest.mark.parametrize("attend", [reference.attention, blockwise.attention, fused.attention])
+@pytest.mark.parametrize(
+    "attend",
+    [reference.attention, blockwise.attention, fused.attention, native.attention],
+    ids=["reference", "blockwise", "fused", "native"],
+)
 def test_attention_reads_no_key_outside_its_window(attend: Callable[..., torch.Tensor]) -> None:
-    q, k, v = torch.randn(6, 4, 8), torch.randn(20, 2, 8), torch.randn(20, 2, 8)
+    q, k, v = torch.randn(6, 4, 32), torch.randn(20, 2, 32), torch.randn(20, 2, 32)
     before = attend(q, k, v, 5)
     k[:10], v[:10] = 1e9, -1e9  # the first query stands at position 14 and sees 10…14
     assert torch.equal(before, attend(q, k, v, 5))
 
 
-FASTER = pytest.mark.parametrize("attend", [blockwise.attention, fused.attention])
+FASTER = pytest.mark.parametrize(
+    "attend",
+    [blockwise.attention, fused.attention, native.attention],
+    ids=["blockwise", "fused", "native"],
+)
 
 
 @FASTER
@@ -230,8 +238,8 @@ FASTER = pytest.mark.parametrize("attend", [blockwise.attention, fused.attention
 def test_faster_attention_equals_the_definition(
     attend: Callable[..., torch.Tensor], n_queries: int, n_keys: int, window: int | None
 ) -> None:
-    q = torch.randn(n_queries, 6, 16)
-    k, v = torch.randn(n_keys, 2, 16), torch.randn(n_keys, 2, 16)
+    q = torch.randn(n_queries, 6, 32)
+    k, v = torch.randn(n_keys, 2, 32), torch.randn(n_keys, 2, 32)
     expected = reference.attention(q, k, v, window)
     assert torch.allclose(attend(q, k, v, window), expected, atol=2e-6)
 
@@ -240,7 +248,8 @@ def test_faster_attention_equals_the_definition(
 def test_faster_attention_survives_scores_that_overflow_an_exponential(
     attend: Callable[..., torch.Tensor],
 ) -> None:
-    q, k, v = torch.randn(3, 2, 8) * 100, torch.randn(2000, 1, 8) * 100, torch.randn(2000, 1, 8)
+    q, k = torch.randn(3, 2, 32) * 100, torch.randn(2000, 1, 32) * 100
+    v = torch.randn(2000, 1, 32)
     expected = reference.attention(q, k, v, None)
     assert torch.allclose(attend(q, k, v, None), expected, atol=1e-5)
 
@@ -250,7 +259,7 @@ def test_faster_attention_survives_scores_that_overflow_an_exponential(
 def test_faster_attention_in_bf16_rounds_only_its_inputs_and_output(
     attend: Callable[..., torch.Tensor], n_keys: int
 ) -> None:
-    q, k, v = (torch.randn(n, h, 16).bfloat16() for n, h in ((40, 4), (n_keys, 2), (n_keys, 2)))
+    q, k, v = (torch.randn(n, h, 32).bfloat16() for n, h in ((40, 4), (n_keys, 2), (n_keys, 2)))
     expected = reference.attention(q, k, v, 700)
     result = attend(q, k, v, 700)
     assert result.dtype == torch.bfloat16

@@ -3,9 +3,8 @@
 The model calls these names and never asks which implementation answers.
 """
 
-from octavo.kernels.fused import attention
 from octavo.kernels.int8 import int8_product
-from octavo.kernels.native import attention as paged_attention
+from octavo.kernels.native import attention, paged_attention
 from octavo.kernels.paged import append_kv
 from octavo.kernels.quantized import (
     dequantize_groups,

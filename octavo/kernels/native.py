@@ -1,4 +1,4 @@
-"""Paged attention in C++ (`native/`), where the package was built with a compiler.
+"""Attention in C++ (`native/`), where the package was built with a compiler.
 
 The library is loaded by its path and called with addresses, so that it belongs to no release of
 Python or PyTorch. It is built with OpenMP and not linked to a copy of it, but finds PyTorch's: two
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from octavo.kernels import paged
+from octavo.kernels import fused, paged
 
 logger = logging.getLogger("octavo")
 
@@ -25,6 +25,7 @@ ISAS = ("portable", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
 LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+_FIRST_PAGE = torch.zeros(1, 1, dtype=torch.int64)
 _POINTERS = ("q", "out", "keys", "values", "page_table", "query_lens", "kv_lens")
 _SIZES = (
     "n_sequences", "table_stride", "n_heads", "n_kv_heads", "head_dim", "page_size", "window",
@@ -41,7 +42,18 @@ class _Call(ctypes.Structure):
     )
 
 
-def attention(
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """As `octavo.kernels.reference.attention`, same arguments; by the library where it can be."""
+    library = load()
+    if library is None or not _serves(q, k):
+        return fused.attention(q, k, v, window)
+    # A sequence that is not kept is one page.
+    pages = (k.contiguous()[None], v.contiguous()[None])
+    isa = library.octavo_best_isa()
+    return _attend(library, isa, q, *pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
+
+
+def paged_attention(
     q: Tensor,
     keys: Tensor,
     values: Tensor,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.engine.async_engine import (
-    AsyncEngine,
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.async_request import (
     AsyncRequest,
     Draining,
     EngineFailure,

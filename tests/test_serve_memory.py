@@ -93,7 +93,7 @@ def test_a_context_that_does_not_fit_is_refused_with_what_would() -> None:
         [*command, "--memory", "580M", "--max-model-len", "128k"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     message = done.stderr.strip()
     assert "max_model_len: 131,072 tokens do not fit in 0.57G of memory" in message
     enough = message.split("or give ")[1].split(" ")[0]

@@ -189,3 +189,24 @@ def token_id(text: str) -> int:
 
     (found,) = Tokenizer.from_folder(DEMO).encode(text, bos=False)
     return found
+
+
+def test_an_answer_with_text_and_calls_can_be_sent_back(client: OpenAI) -> None:
+    """The template holds either: the calls count. An empty answer counts as none."""
+    call = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "get_current_weather", "arguments": '{"location": "Paris"}'},
+    }
+    result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "22"}
+
+    def prompt_tokens(*between: Any) -> int:
+        messages = [*WEATHER, *between]
+        return int(ask(client, messages, tools=TOOLS[:1], max_tokens=1).usage.prompt_tokens)
+
+    with_text = {"role": "assistant", "content": "I will look.", "tool_calls": [call]}
+    without = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert prompt_tokens(with_text, result) == prompt_tokens(without, result)
+    empty = {"role": "assistant", "content": ""}
+    more = {"role": "user", "content": "Hello?"}
+    assert prompt_tokens(empty, more) == prompt_tokens(more)

@@ -11,12 +11,19 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from octavo.engine.async_request import (
+    AsyncRequest,
+    Draining,
+    EngineFailure,
+    QueueFull,
+    TimedOut,
+)
 from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -25,112 +32,6 @@ from octavo.errors import OctavoError, RequestError, is_out_of_memory
 
 logger = logging.getLogger("octavo")
 Result = TypeVar("Result")
-
-
-class EngineFailure(OctavoError):
-    """A step raised: the request cannot be answered, through no fault of its own."""
-
-
-class QueueFull(OctavoError):
-    """As many answers are running and waiting as are allowed to."""
-
-
-class Draining(OctavoError):
-    """The engine takes no more requests."""
-
-
-class TimedOut(OctavoError):
-    """The request took longer than it may."""
-
-
-class AsyncRequest:
-    """One request, as its reader sees it. Belongs to the event loop.
-
-    Attributes:
-        arrived, first_token, finished: `time.monotonic()` seconds; None until then. An aborted
-            request is finished too.
-        n_tokens: of the longest answer, once all are finished; None until then.
-    """
-
-    def __init__(
-        self, engine: AsyncEngine, prompt_ids: list[int], params: SamplingParams, streams: bool
-    ) -> None:
-        self.prompt_ids = prompt_ids
-        self.params = params
-        self.streams = streams
-        self.arrived = time.monotonic()
-        self.first_token: float | None = None
-        self.finished: float | None = None
-        self.n_tokens: int | None = None
-        # The worker's: the id within the engine, and whether the reader has yet to read.
-        self.request_id: int | None = None
-        self.unread = False
-        self._engine = engine
-        self.timer: asyncio.TimerHandle | None = None
-        self._accepted: asyncio.Future[None] = engine.loop.create_future()
-        self._changed = asyncio.Event()
-        self._newest: RequestOutput | None = None
-        self._error: OctavoError | None = None
-
-    async def accepted(self) -> None:
-        """Return once the engine has checked and queued the request.
-
-        Raises:
-            RequestError: it cannot be served.
-        """
-        await self._accepted
-
-    async def outputs(self) -> AsyncIterator[RequestOutput]:
-        """The answers as far as they are, whenever they have grown; the last one is finished.
-
-        A request that does not stream yields the finished one only.
-
-        Raises:
-            EngineFailure: the engine lost the request.
-        """
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._error is not None:
-                raise self._error
-            output, self._newest = self._newest, None
-            self.unread = False
-            if output is not None:
-                yield output
-                if output.finished:
-                    return
-
-    async def result(self) -> RequestOutput:
-        """The finished answers.
-
-        Raises:
-            EngineFailure: the engine lost the request.
-        """
-        async for output in self.outputs():
-            if output.finished:
-                return output
-        raise EngineFailure("the answer ended before it was finished")
-
-    def abort(self) -> None:
-        """Forget the request, whatever its state; its pages are free before the next step."""
-        self._engine.abort(self)
-
-    # Called on the loop by the worker.
-
-    def on_accepted(self) -> None:
-        if not self._accepted.done():  # it is where the reader left, or where it is queued again
-            self._accepted.set_result(None)
-
-    def on_output(self, output: RequestOutput) -> None:
-        self._newest = output
-        self._changed.set()
-
-    def on_error(self, error: OctavoError) -> None:
-        if not self._accepted.done():
-            self._accepted.set_exception(error)
-            self._accepted.exception()  # it may be that nobody waits for this, and only reads
-        self._error = error
-        self._changed.set()
 
 
 class AsyncEngine:

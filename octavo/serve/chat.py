@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
-from octavo.engine.async_engine import AsyncRequest
+from octavo.engine.async_request import AsyncRequest
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.engine.tool_grammar import hold_to_tools
 from octavo.serve import responses

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from octavo.engine.async_engine import AsyncRequest
+from octavo.engine.async_request import AsyncRequest
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.serve import responses
 from octavo.serve.errors import ERRORS, ApiError

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from octavo.engine.async_engine import Draining, EngineFailure, QueueFull, TimedOut
+from octavo.engine.async_request import Draining, EngineFailure, QueueFull, TimedOut
 from octavo.errors import OctavoError, RequestError
 
 RETRY_AFTER = 2  # seconds; what a short answer takes

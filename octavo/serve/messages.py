@@ -11,8 +11,12 @@ from octavo.tool_calls import ID_LENGTH
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as `Tokenizer.encode_chat` takes them."""
-    return [_message(message) for message in messages]
+    """Messages as `Tokenizer.encode_chat` takes them.
+
+    A client sends back what it was given, and the template has no place for some of it: of an
+    answer with text and calls it takes the calls, and of an empty answer nothing.
+    """
+    return [_message(message) for message in messages if not _is_empty_answer(message)]
 
 
 def template_tools(tools: Sequence[ToolSpec] | None) -> list[dict[str, Any]] | None:
@@ -35,6 +39,7 @@ def template_tools(tools: Sequence[ToolSpec] | None) -> list[dict[str, Any]] | N
 def _message(message: Message) -> dict[str, Any]:
     result: dict[str, Any] = {"role": message.role, "content": _content(message)}
     if message.tool_calls:
+        result["content"] = None
         result["tool_calls"] = [
             {"id": _call_id(call.id), "type": "function", "function": call.function.model_dump()}
             for call in message.tool_calls
@@ -44,6 +49,10 @@ def _message(message: Message) -> dict[str, Any]:
     if message.role == "tool" and message.name:
         result["name"] = message.name
     return result
+
+
+def _is_empty_answer(message: Message) -> bool:
+    return message.role == "assistant" and not message.content and not message.tool_calls
 
 
 def _content(message: Message) -> str | list[dict[str, str]] | None:

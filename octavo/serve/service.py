@@ -10,7 +10,8 @@ from fastapi import Depends, Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from octavo.engine.async_engine import AsyncEngine, AsyncRequest
+from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.async_request import AsyncRequest
 from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams

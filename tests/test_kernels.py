@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from octavo import kernels
-from octavo.kernels import blockwise, fused, int8, native, reference
+from octavo.kernels import blockwise, fused, int8, native, reference, widened
 from octavo.model.rope import rotary_angles
 
 
@@ -18,6 +18,27 @@ def test_rms_norm_against_fp64() -> None:
     x64 = x.double()
     expected = x64 / torch.sqrt((x64**2).mean(-1, keepdim=True) + 1e-5) * weight.double()
     assert torch.allclose(kernels.rms_norm(x, weight, 1e-5).double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("block", [1, 100, 2**21])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5, 40, 33), (300, 64, 130)])
+def test_linear_in_widened_blocks_rounds_only_its_result(
+    dtype: torch.dtype,
+    block: int,
+    shape: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(widened, "BLOCK_ELEMENTS", block)
+    n_tokens, in_features, out_features = shape
+    x = torch.randn(n_tokens, in_features).to(dtype)
+    weight = torch.randn(out_features, in_features).to(dtype)
+    exact = (x.double() @ weight.double().t()).float()
+    for product in (widened.linear_widened, widened.linear):
+        result = product(x, weight)
+        assert result.dtype == dtype
+        bound = torch.finfo(dtype).eps * exact.abs() + 1e-5
+        assert ((result.float() - exact).abs() <= bound).all()
 
 
 def test_silu_mul_by_hand() -> None:

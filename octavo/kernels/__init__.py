@@ -18,6 +18,7 @@ from octavo.kernels.quantized import (
     unpack_int4,
 )
 from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
+from octavo.kernels.widened import linear, multiplies_bfloat16
 
 __all__ = [
     "append_kv",
@@ -25,10 +26,12 @@ __all__ = [
     "attention",
     "dequantize_groups",
     "int8_product",
+    "linear",
     "linear_fp8",
     "linear_w4a8",
     "linear_w4a16",
     "linear_w8a8",
+    "multiplies_bfloat16",
     "pack_int4",
     "paged_attention",
     "quantize_fp8",

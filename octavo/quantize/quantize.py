@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from octavo import kernels
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model, writer
 from octavo.checkpoint.checkpoint import parse_dtype
 from octavo.config import parse_bytes
@@ -217,15 +218,9 @@ def _compute_dtype(
     """What layers are computed in; a CPU without bfloat16 is several times faster in float32."""
     if dtype != "auto":
         return parse_dtype(dtype)
-    if device.type == "cpu" and not (stored == torch.bfloat16 and _has_bfloat16()):
+    if device.type == "cpu" and not (stored == torch.bfloat16 and kernels.multiplies_bfloat16()):
         return torch.float32
     return stored
-
-
-def _has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 by itself; PyTorch's own names, which may go away."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def _fingerprint(checkpoint: Checkpoint) -> dict[str, list[int]]:

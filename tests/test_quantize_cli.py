@@ -243,6 +243,14 @@ def test_a_run_that_is_stopped_says_that_it_goes_on(
     assert code == 0 and err.startswith("Going on after 1 of 4 steps.\n2 of 4 steps done, about ")
 
 
+def test_a_run_that_finished_nothing_does_not_say_that_it_goes_on() -> None:
+    screen = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), LayerProgress(Console(file=screen)) as progress:
+        progress.update(0.5, 4)
+        raise KeyboardInterrupt
+    assert screen.getvalue() == ""
+
+
 def test_progress_is_a_line_a_step_where_nobody_watches() -> None:
     screen = io.StringIO()
     with LayerProgress(Console(file=screen)) as progress:

@@ -183,7 +183,7 @@ class LayerProgress:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._bar.stop()
-        if kind is KeyboardInterrupt and self._first >= 0:
+        if kind is KeyboardInterrupt and self._last > 0:
             self._console.print("Stopped; the same command goes on from the last finished layer.")
 
     def update(self, done: float, total: int) -> None:

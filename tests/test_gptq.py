@@ -19,7 +19,6 @@ from octavo.quantize.gptq import (
     gptq,
     gptq_reference,
     keep_better_rows,
-    output_error,
 )
 from octavo.quantize.grid import WeightGrid
 from octavo.quantize.linears import LinearQuantizer
@@ -71,6 +70,10 @@ def row_errors(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) 
     dequantized = rounded.double().view(*scale.shape, -1) * scale.double()[..., None]
     error = weight.double() - dequantized.view_as(weight)
     return ((error @ hessian.double()) * error).sum(1)
+
+
+def output_error(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) -> float:
+    return float(row_errors(weight, rounded, scale, hessian).sum())
 
 
 def test_two_columns_by_hand() -> None:

@@ -64,7 +64,7 @@ def test_a_users_mistake_is_one_line(
 
 def test_too_little_memory_says_how_much_it_takes(source: Path, tmp_path: Path) -> None:
     message = fails(source, tmp_path / "out", max_memory="100M")
-    assert message.startswith("max_memory: 0.1G is too little for this model with sequences of")
+    assert message.startswith("max_memory: 0.1G is too little for this model and ")
     needed = message.rsplit("it needs ", 1)[1]
     assert needed.endswith("G") and 0.5 < float(needed[:-1]) < 1.5
     assert run(source, tmp_path / "out", max_memory=needed).folder.is_dir()

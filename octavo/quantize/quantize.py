@@ -234,7 +234,8 @@ def _has_bfloat16() -> bool:
 def _fingerprint(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Size and time of every file with weights: hashing 16 GB would take longer than a layer."""
     files = sorted({info.file for info in checkpoint.tensors.values()})
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    found = {file.name: file.stat() for file in files if file.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
 
 
 def _require_free(output: Path) -> None:

@@ -8,7 +8,6 @@ for embedding and head) and the activations lie in a temporary folder, whose pla
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -21,6 +20,8 @@ import mistral_common
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.common import make_parser
+from benchmarks.common import write_json as write_figures
 from octavo.checkpoint import DEMO
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.checkpoint.writer import mistral_params, write_json
@@ -33,17 +34,13 @@ N_LAYERS = MINISTRAL_8B.n_layers
 
 def main() -> None:
     """Write, quantise, extrapolate."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--layers", type=int, default=2, help="of the 36")
     parser.add_argument("--samples", type=int, default=128, help="calibration texts")
     parser.add_argument("--length", type=int, default=512, help="tokens of each")
     parser.add_argument("--scheme", default="W8A8", help="of the output")
     parser.add_argument("--dtype", default="auto", help="of the computation")
     parser.add_argument("--max-memory", default="8G", help="as octavo quantize has it")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     started: dict[int, float] = {}
 
@@ -85,8 +82,7 @@ def main() -> None:
         "peak_rss_bytes": report.peak_rss_bytes,
     }
     print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_figures(result, options.json)
 
 
 def write_model(folder: Path, config: ModelConfig) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from octavo import Transformer
 from octavo.checkpoint import DEMO
 from octavo.config import ModelConfig
+from octavo.errors import OctavoError
 from octavo.evaluate.divergence import Divergence
 from octavo.quantize import Report, quantize
 from octavo.quantize.calibration import Samples, read_samples
@@ -78,6 +80,15 @@ def run(source: Path | str, output: Path, **changes: Any) -> Report:
     options: dict[str, Any] = {"sample_prompt": None, "dtype": "float32", "device": "cpu"}
     options["num_calibration_samples"] = N_CALIBRATION
     return quantize(source, output_dir=output, **options | changes)
+
+
+def fails(source: Path | str, output: Path, **changes: Any) -> str:
+    """The one line of a run that must fail, and leave no model behind."""
+    with pytest.raises(OctavoError) as caught:
+        run(source, output, **changes)
+    assert "\n" not in str(caught.value)
+    assert not (output / "config.json").exists()
+    return str(caught.value)
 
 
 def samples_of(source: Path, num_samples: int = N_CALIBRATION) -> Samples:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from octavo.kernels import unpack_int4
+from octavo.model.linear import Linear
 from octavo.quantize import gptq as gptq_module
 from octavo.quantize import statistics as statistics_module
+from octavo.quantize.activations import Chunk
 from octavo.quantize.gptq import (
     MOST_DAMPENING,
     factorize,
     gptq,
     gptq_reference,
     keep_better_rows,
-    output_error,
 )
 from octavo.quantize.grid import WeightGrid
+from octavo.quantize.linears import LinearQuantizer
+from octavo.quantize.recipe import Recipe
 from octavo.quantize.statistics import InputStatistics
 from octavo.schemes import SCHEMES
+from tests.checkpoints import quantized_config
 
 DAMPENING = 0.1
 SHAPES = {  # of [N, K] matrices, by scheme; groups need a multiple of 128
@@ -63,6 +70,10 @@ def row_errors(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) 
     dequantized = rounded.double().view(*scale.shape, -1) * scale.double()[..., None]
     error = weight.double() - dequantized.view_as(weight)
     return ((error @ hessian.double()) * error).sum(1)
+
+
+def output_error(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) -> float:
+    return float(row_errors(weight, rounded, scale, hessian).sum())
 
 
 def test_two_columns_by_hand() -> None:
@@ -158,6 +169,26 @@ def test_rows_that_ran_off_the_grid_are_plainly_rounded(monkeypatch: pytest.Monk
         assert keep_better_rows(weight, mended, scale, hessian, grid("W4A16")) == worse.sum()
         assert torch.equal(mended, torch.where(worse[:, None], plain, rounded))
         assert keep_better_rows(weight, mended, scale, hessian, grid("W4A16")) == 0
+
+
+def test_a_linear_is_written_with_the_better_rows() -> None:
+    """As above, by the quantiser itself: without those rows plainly rounded it would be worse."""
+    recipe = Recipe(SCHEMES["W4A16"], dampening_frac=1e-6)
+    config = quantized_config()
+    config = replace(config, quantization=recipe.quantization(config))
+    x, (weight, scale, hessian) = inputs(128, 520), problem("W4A16", (128, 128))
+    owner = nn.Module()
+    owner.wq = Linear(128, 128)
+    owner.wq.weight = nn.Parameter(weight, requires_grad=False)
+    chunk = Chunk(0, (520,))
+    quantizer = LinearQuantizer(config, recipe, torch.bfloat16, [chunk], [chunk], lambda n: None)
+    quantizer.quantize(owner, ("wq",), "layers.0.attention.", lambda chunk: x)
+    stored = quantizer.tensors["layers.0.attention.wq"]
+    assert torch.equal(stored["weight_scale"], scale.bfloat16())
+    written = row_errors(weight, unpack_int4(stored["weight_packed"]), scale, hessian)
+    plain = grid("W4A16").round_matrix(weight, scale)
+    before = row_errors(weight, plain, scale, hessian)
+    assert (written <= before * (1 + 1e-5)).all() and written.sum() < before.sum()
 
 
 def test_output_error_is_that_of_the_outputs() -> None:

@@ -100,6 +100,15 @@ def test_compressed_tensors_runs_it_and_loses_as_much(quantised: Quantised) -> N
         assert (ours - reference_logits(theirs, ids)).abs().max() < 1e-4 * ours.std()
 
 
+@pytest.mark.slow
+def test_the_bundled_model_loses_as_much_in_compressed_tensors(tmp_path: Path) -> None:
+    report = run("demo", tmp_path / "out", num_calibration_samples=64, max_sequence_length=512)
+    theirs = load_with_transformers(report.folder, dtype=torch.float32)
+    in_theirs = divergence(DEMO, lambda ids: reference_logits(theirs, ids))
+    assert 0 < report.kl < 1e-3
+    assert in_theirs.kl == pytest.approx(lost(DEMO, report.folder).kl, rel=0.1)
+
+
 def test_the_report_says_what_both_models_say(quantised: Quantised) -> None:
     report = quantised.report
     found = lost(quantised.source, quantised.folder)

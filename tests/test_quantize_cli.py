@@ -243,13 +243,24 @@ def test_a_run_that_is_stopped_says_that_it_goes_on(
     assert code == 0 and err.startswith("Going on after 1 of 4 steps.\n2 of 4 steps done, about ")
 
 
+def test_a_run_that_finished_nothing_does_not_say_that_it_goes_on() -> None:
+    screen = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), LayerProgress(Console(file=screen)) as progress:
+        progress.update(0.5, 4)
+        raise KeyboardInterrupt
+    assert screen.getvalue() == ""
+
+
 def test_progress_is_a_line_a_step_where_nobody_watches() -> None:
     screen = io.StringIO()
     with LayerProgress(Console(file=screen)) as progress:
         for done in (0, 1, 1.3, 1.9, 2, 2.5, 3, 4):
             progress.update(done, 4)
-    words = [line.split(",")[0] for line in screen.getvalue().splitlines()]
-    assert words == [f"{step} of 4 steps done" for step in (1, 2, 3, 4)]
+    first, *lines = screen.getvalue().splitlines()
+    assert first == "1 of 4 steps done"  # no layer is done, by which the others could be reckoned
+    words = [line.split(", about ")[0] for line in lines]
+    assert words == [f"{step} of 4 steps done" for step in (2, 3, 4)]
+    assert all(line.endswith(" s left") for line in lines)
 
 
 def test_progress_is_a_bar_that_names_the_layer_where_somebody_does() -> None:

@@ -8,24 +8,22 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import OctavoError
 from octavo.schemes import SCHEMES
 from tests.checkpoints import State, random_state
-from tests.quantising import lost, read_tensors, run, source_config, write_source, write_texts
+from tests.quantising import (
+    fails,
+    lost,
+    read_tensors,
+    run,
+    source_config,
+    write_source,
+    write_texts,
+)
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source(tmp_path_factory.mktemp("data") / "source")
-
-
-def fails(source: Path | str, output: Path, **changes: Any) -> str:
-    """The one line of a run that must fail, and leave no model behind."""
-    with pytest.raises(OctavoError) as caught:
-        run(source, output, **changes)
-    assert "\n" not in str(caught.value)
-    assert not (output / "config.json").exists()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,17 @@ from safetensors import SafetensorError
 
 from octavo import Transformer
 from octavo.checkpoint import DEMO, writer
-from octavo.errors import OctavoError
-from octavo.quantize import quantize, streaming
+from octavo.errors import QuantizeError
+from octavo.jsonl import read_jsonl
+from octavo.quantize import calibration, quantize, streaming
+from octavo.quantize.activations import Activations
 from tests.checkpoints import small_config, write_w8a8
-from tests.quantising import contents, run, source_config, write_source
+from tests.quantising import contents, fails, run, source_config, write_source
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_source(tmp_path_factory.mktemp("errors") / "source")
-
-
-def fails(source: Path | str, output: Path, **changes: Any) -> str:
-    """The one line of a run that must fail, and leave no model behind."""
-    with pytest.raises(OctavoError) as caught:
-        run(source, output, **changes)
-    assert "\n" not in str(caught.value)
-    assert not (output / "config.json").exists()
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +64,43 @@ def test_a_users_mistake_is_one_line(
 
 def test_too_little_memory_says_how_much_it_takes(source: Path, tmp_path: Path) -> None:
     message = fails(source, tmp_path / "out", max_memory="100M")
-    assert message.startswith("max_memory: 0.1G is too little for this model with sequences of")
+    assert message.startswith("max_memory: 0.1G is too little for this model and ")
     needed = message.rsplit("it needs ", 1)[1]
     assert needed.endswith("G") and 0.5 < float(needed[:-1]) < 1.5
     assert run(source, tmp_path / "out", max_memory=needed).folder.is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=repr)
+def test_a_run_that_finishes_nothing_leaves_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    fails(source, tmp_path / "out", max_memory="100M")
+    monkeypatch.setattr(streaming, "write_shard", fail)
+    with pytest.raises((QuantizeError, KeyboardInterrupt)):
+        run(source, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    mine = tmp_path / "out.unfinished" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises((QuantizeError, KeyboardInterrupt)):
+        run(source, tmp_path / "out")
+    assert mine.read_text() == "mine"
+
+
+def test_an_output_that_another_process_made_meanwhile_is_not_touched(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(path: Path) -> Any:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "theirs.txt").write_text("theirs")
+        return read_jsonl(path)
+
+    monkeypatch.setattr(calibration, "read_jsonl", slow)
+    assert "out: exists already" in fails(source, tmp_path / "out")
+    assert {file.name for file in tmp_path.rglob("*")} == {"out", "theirs.txt"}
 
 
 def test_a_model_that_is_not_there_or_quantised_already(source: Path, tmp_path: Path) -> None:
@@ -136,11 +162,22 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, error)
             assert fails(source, output).startswith(expected), name
-        if name == "posix_fallocate":  # a file of its full size would pass for one with room
-            unfinished = output.with_name("out.unfinished")
-            assert {file.stat().st_size for file in unfinished.glob("*.bin")} == {0}
     report = run(source, output)
     assert contents(report.folder) == contents(run(source, tmp_path / "other").folder)
+
+
+def test_activations_without_room_do_not_pass_for_some_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run's file is taken as it is if it has the right size."""
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Activations(tmp_path / "rows.bin", 3, 4, torch.float32, resident=True)
+    assert (tmp_path / "rows.bin").stat().st_size == 0
 
 
 @pytest.mark.parametrize(

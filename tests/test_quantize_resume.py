@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from octavo import Transformer
 from octavo.checkpoint import writer
-from octavo.errors import CheckpointError, QuantizeError
+from octavo.errors import CheckpointError, OctavoError, QuantizeError
 from octavo.quantize import Report, streaming
 from octavo.quantize.activations import Activations
 from octavo.quantize.streaming import OnProgress
@@ -200,6 +201,28 @@ def test_a_model_that_changes_under_its_reader_is_noticed(whole: Whole, tmp_path
     with pytest.raises(QuantizeError, match="source: changed while it was read; start again"):
         run(source, tmp_path / "out", on_progress=touch)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("point", "problem"),
+    [(1, "consolidated.safetensors: is gone"), (4, "source: changed while it was read")],
+)
+def test_a_model_that_is_removed_under_its_reader_is_named(
+    whole: Whole, tmp_path: Path, point: int, problem: str
+) -> None:
+    source = write_source(tmp_path / "source")
+    file = source / "consolidated.safetensors"
+    stat = file.stat()
+
+    def remove(done: float, total: int) -> None:
+        if done == point:
+            file.rename(tmp_path / "kept")
+
+    with pytest.raises(OctavoError, match=problem):
+        run(source, tmp_path / "out", on_progress=remove)
+    shutil.move(tmp_path / "kept", file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert contents(run(source, tmp_path / "out").folder) == whole.contents
 
 
 @pytest.mark.parametrize(

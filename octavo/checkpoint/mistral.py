@@ -93,9 +93,3 @@ def half_split_from_interleaved(rows: Tensor, head_dim: int) -> Tensor:
     """
     pairs = rows.view(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.transpose(1, 2).reshape(rows.shape)
-
-
-def interleaved_from_half_split(rows: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `half_split_from_interleaved`."""
-    halves = rows.view(-1, 2, head_dim // 2, *rows.shape[1:])
-    return halves.transpose(1, 2).reshape(rows.shape)

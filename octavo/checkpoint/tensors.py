@@ -126,6 +126,8 @@ def _open(path: Path) -> safe_open:
 
 def _diagnose(path: Path) -> str:
     """What is wrong with a file that safetensors does not open."""
+    if not path.is_file():
+        return "is gone"
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)

@@ -46,8 +46,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     mode = part.stat().st_mode
     save_file(stored, part, metadata={"format": "pt"})
     part.chmod(mode)  # safetensors lets only the owner read, where the user's umask may not mean to
-    sync(part)
-    part.replace(path)
+    _put_in_place(part, path)
 
 
 def write_index(folder: Path) -> int:
@@ -157,11 +156,20 @@ def write_json(path: Path, values: Any) -> None:
     """Write JSON; the file is whole or as it was before."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(part)
+    _put_in_place(part, path)
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Give a file its name; after a power cut it is whole, or as it was before."""
+    _sync(part)
     part.replace(path)
+    _sync(path.parent)  # the name as well, before anything builds on it
 
 
-def sync(path: Path) -> None:
-    """Bring a file's contents to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    """Bring a file's contents, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -174,8 +174,8 @@ class LayerProgress:
         )
         self._console = console
         self._task = self._bar.add_task("reading", total=None)
-        self._started = 0.0
-        self._first = self._last = -1
+        self._started, self._first = 0.0, 0  # the step that time is reckoned from
+        self._last = -1
 
     def __enter__(self) -> LayerProgress:
         self._bar.start()
@@ -183,20 +183,23 @@ class LayerProgress:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._bar.stop()
-        if kind is KeyboardInterrupt and self._first >= 0:
+        if kind is KeyboardInterrupt and self._last > 0:
             self._console.print("Stopped; the same command goes on from the last finished layer.")
 
     def update(self, done: float, total: int) -> None:
         """`done` of the run's `total` steps: the embedding, each layer, the head."""
         step = int(done)
-        if self._first < 0:
+        if step and self._last < 0:
+            self._console.print(f"Going on after {step} of {total} steps.")
+        if step and not self._first:  # the embedding takes no time to reckon by
             self._started, self._first = time.monotonic(), step
-            if step:
-                self._console.print(f"Going on after {step} of {total} steps.")
         name = "embedding" if step == 0 else f"layer {step} of {total - 2}"
         name = name if step < total - 1 else "head"
         self._bar.update(self._task, description=name, completed=done, total=total)
-        if step > self._last and not self._console.is_terminal and step > self._first:
-            left = (time.monotonic() - self._started) / (step - self._first) * (total - step)
-            self._console.print(f"{step} of {total} steps done, about {left:,.0f} s left")
+        if step > self._last >= 0 and not self._console.is_terminal:
+            line = f"{step} of {total} steps done"
+            if step > self._first:
+                left = (time.monotonic() - self._started) / (step - self._first) * (total - step)
+                line += f", about {left:,.0f} s left"
+            self._console.print(line)
         self._last = step

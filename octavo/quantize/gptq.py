@@ -150,12 +150,6 @@ def gptq_reference(
     return rounded.to(grid.dtype)
 
 
-def output_error(weight: Tensor, rounded: Tensor, scale: Tensor, hessian: Tensor) -> float:
-    """‖W X - Ŵ X‖² summed over the inputs behind `hessian`: tr(E H Eᵀ); shapes as in `gptq`."""
-    error = _errors(weight, rounded, scale)
-    return float(((error @ hessian) * error).sum(dtype=torch.float64))
-
-
 def _errors(weight: Tensor, rounded: Tensor, scale: Tensor) -> Tensor:
     """W - Ŵ, [N, K] fp32."""
     dequantized = rounded.float().view(*scale.shape, -1) * scale[..., None]

@@ -42,7 +42,7 @@ def quantize_layer(
         chunks: all of the stream, held-out samples included.
         angles: cos and sin of a chunk's positions.
         room: bytes in which inner activations may be kept; those that do not fit are computed
-            twice.
+            whenever they are asked for.
     """
     attention, feed_forward = layer.attention, layer.feed_forward
     prefix = f"layers.{index}."

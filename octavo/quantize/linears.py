@@ -102,8 +102,7 @@ class LinearQuantizer:
         """
         names = [f"{prefix}{attribute}" for attribute in attributes]
         linears: list[Linear] = [getattr(owner, attribute) for attribute in attributes]
-        quantization = self.config.quantization
-        chosen = [quantization is not None and name in quantization.linears for name in names]
+        chosen = [self._is_quantized(name) for name in names]
         statistics = self._observe(names[0], inputs, linears[0], any(chosen))
         probe = self._probe(inputs)
         weights = [linear.weight.to(torch.float32, copy=True) for linear in linears]
@@ -154,6 +153,10 @@ class LinearQuantizer:
         if not wanted or self.recipe.scheme.input_type != "int" or isinstance(linear, Linear):
             return None
         return RowSmoother(linear, tensors, derived, shared, run)
+
+    def _is_quantized(self, name: str) -> bool:
+        quantization = self.config.quantization
+        return quantization is not None and name in quantization.linears
 
     def _observe(self, name: str, inputs: Rows, linear: Linear, quantized: bool) -> InputStatistics:
         weight = linear.weight
@@ -223,8 +226,7 @@ class LinearQuantizer:
         self, name: str, weight: Tensor, probe: Tensor, output: Tensor, statistics: InputStatistics
     ) -> float:
         """The error that plain rounding would make; 0 for a linear that is not quantised."""
-        quantization = self.config.quantization
-        if quantization is None or name not in quantization.linears:
+        if not self._is_quantized(name):
             return 0.0
         scale = self.grid.find_scales(weight)
         tensors = self.grid.stored(self.grid.round_matrix(weight, scale), scale)

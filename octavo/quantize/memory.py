@@ -58,8 +58,9 @@ def plan(
     left = max_memory - needed
     if left < 0:
         raise ConfigError(
-            f"max_memory: {max_memory / 2**30:.1f}G is too little for this model with sequences of "
-            f"up to {chunk_tokens:,} tokens; it needs {math.ceil(needed / 2**30 * 10) / 10:.1f}G"
+            f"max_memory: {max_memory / 2**30:.1f}G is too little for this model and "
+            f"{chunk_tokens:,} tokens at a time; it needs "
+            f"{math.ceil(needed / 2**30 * 10) / 10:.1f}G"
         )
     resident = streams_bytes <= left
     return resident, left - streams_bytes if resident else left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from octavo.tokenizer import Tokenizer
 from octavo.version import __version__
 
 SAMPLE_TOKENS = 100
+LOCK = ".lock"
 
 
 def quantize(
@@ -117,8 +119,7 @@ def quantize(
     recipe.quantization(checkpoint.config)
     computed_in = _compute_dtype(dtype, checkpoint.dtype, where)
     output = Path(output_dir or f"{str(model_id).rstrip('/')}-{chosen.name}")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise QuantizeError(f"{output}: exists already; remove it or give another --output_dir")
+    _require_free(output)
     encoder = Tokenizer.for_model(source, checkpoint.config, tokenizer)
     prompt = None if sample_prompt is None else encoder.encode(sample_prompt)
     if prompt is not None and len(prompt) + SAMPLE_TOKENS > checkpoint.config.max_seq_len:
@@ -145,6 +146,7 @@ def quantize(
     inputs = {"model": _fingerprint(checkpoint), "samples": samples.digest()}
     unfinished = output.with_name(f"{output.name}.unfinished")
     with _working_in(unfinished):
+        _require_free(output)  # again: the process that held the folder until now may have made it
         journal = Journal.open(unfinished, settings | inputs)
         run = StreamingQuantizer(
             checkpoint,
@@ -183,8 +185,9 @@ def quantize(
         )
         report.write(unfinished)
         run.delete_activations()
-    _rename(unfinished, output)
-    (output / JOURNAL).unlink(missing_ok=True)  # until here, a killed run could go on
+        _rename(unfinished, output)  # still held: nobody may go on with what is whole
+        for name in (JOURNAL, LOCK):  # until here, a killed run could go on
+            (output / name).unlink()
     return report
 
 
@@ -226,18 +229,32 @@ def _compute_dtype(
 def _fingerprint(checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Size and time of every file with weights: hashing 16 GB would take longer than a layer."""
     files = sorted({info.file for info in checkpoint.tensors.values()})
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+    found = {file.name: file.stat() for file in files if file.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+
+
+def _require_free(output: Path) -> None:
+    """An empty folder may be taken."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise QuantizeError(f"{output}: exists already; remove it or give another --output_dir")
 
 
 @contextmanager
 def _working_in(folder: Path) -> Iterator[None]:
-    """Make and hold the folder of an unfinished quantisation; explain what the system refuses."""
+    """Make and hold the folder of an unfinished quantisation; explain what the system refuses.
+
+    A run that finishes no step takes away the folder that it made.
+    """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        with lock.acquire(timeout=0):
-            yield
-            (folder / ".lock").unlink(missing_ok=True)
+        with FileLock(folder / LOCK).acquire(timeout=0):
+            try:
+                yield
+            except BaseException:
+                if is_new and not (folder / JOURNAL).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
     except Timeout:
         raise QuantizeError(f"{folder}: another process is quantising into it") from None
     except (OSError, SafetensorError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,8 +54,9 @@ def load(
     max_model_len: str | None,
     dtype: str,
     attention_pattern: str | None,
+    **further: Any,
 ) -> LLM:
-    """The model that these options describe."""
+    """The model that these options describe; `further` are options of `LLM` as it names them."""
     return LLM(
         model,
         tokenizer=tokenizer,
@@ -65,4 +66,5 @@ def load(
         max_model_len=parse_size(max_model_len, "--max-model-len") if max_model_len else None,
         dtype=dtype,
         attention_pattern=attention_pattern,
+        **further,
     )

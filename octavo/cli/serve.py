@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options
-from octavo.config import parse_bytes, parse_size
+from octavo.config import parse_bytes
 from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS
 from octavo.engine.llm import LLM
 from octavo.errors import ConfigError, OctavoError
@@ -137,15 +137,15 @@ def serve(
 
     def load() -> LLM:
         print(f"octavo: loading {model}", flush=True)
-        llm = LLM(
+        llm = options.load(
             model,
-            tokenizer=tokenizer,
-            tokenizer_mode=tokenizer_mode,
-            config_format=config_format,
-            load_format=load_format,
-            max_model_len=parse_size(max_model_len, "--max-model-len") if max_model_len else None,
-            dtype=dtype,
-            attention_pattern=attention_pattern,
+            tokenizer,
+            tokenizer_mode,
+            config_format,
+            load_format,
+            max_model_len,
+            dtype,
+            attention_pattern,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             memory=memory,

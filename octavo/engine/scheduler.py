@@ -190,7 +190,7 @@ class Scheduler:
                 continue
             draft = sequence.lookup.propose(sequence.token_ids, min(room, left))
             assert sequence.cache is not None
-            if sequence.cache.pages_to_take(1 + len(draft)) > self.pool.n_available:
+            if not draft or sequence.cache.pages_to_take(1 + len(draft)) > self.pool.n_available:
                 continue
             sequence.cache.prepare(1 + len(draft))
             scheduled.draft = draft

@@ -11,12 +11,15 @@ from setuptools import Extension, setup
 # -ffp-contract: products and sums in one instruction. -Wno-psabi: vectors never leave a file.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"]
 if sys.platform == "linux":
-    FLAGS += ["-fopenmp", "-Wno-psabi"]  # compiled for and not linked to: see kernels/native.py
+    FLAGS += [
+        "-fopenmp",
+        "-Wno-psabi",
+    ]  # compiled for and not linked to: see kernels/cpu/library.py
 
 setup(
     ext_modules=[
         Extension(
-            "octavo.kernels._native",
+            "octavo.kernels.cpu._native",
             sources=sorted(glob("native/*.cpp")),
             depends=sorted(glob("native/*.h")),
             extra_compile_args=FLAGS,

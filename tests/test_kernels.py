@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from octavo import kernels
-from octavo.kernels import blockwise, fused, int8, native, reference, widened
+from octavo.kernels import blockwise, fused, int8, reference, widened
+from octavo.kernels.cpu import attention as native
 from octavo.model.rope import rotary_angles
 
 

@@ -14,20 +14,21 @@ import torch
 from torch import Tensor
 
 from octavo import kernels
-from octavo.kernels import native, paged, reference
+from octavo.kernels import paged, reference
+from octavo.kernels.cpu import attention, library
 
 PAGE = 4
 Attend = Callable[..., Tensor]
 
 
 def by_library(isa: int, *batch: Any) -> Tensor:
-    library = native.load()
-    if library is None or isa > library.octavo_best_isa():
-        pytest.skip(f"no {native.ISAS[isa]} here")
-    return native._attend(library, isa, *batch)
+    loaded = attention.usable()
+    if loaded is None or isa > loaded.octavo_best_isa():
+        pytest.skip(f"no {library.ISAS[isa]} here")
+    return attention._attend(loaded, isa, *batch)
 
 
-NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(native.ISAS)}
+NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)}
 ATTEND = {"torch": paged.attention} | NATIVE
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
 
@@ -180,15 +181,17 @@ def test_append_writes_its_slots_and_no_others() -> None:
 @pytest.fixture
 def reloaded() -> Iterator[None]:
     """The library is looked for anew, and again after the test."""
-    native.load.cache_clear()
+    for cached in (library.load, attention.usable):
+        cached.cache_clear()
     yield
-    native.load.cache_clear()
+    for cached in (library.load, attention.usable):
+        cached.cache_clear()
 
 
 def test_the_library_is_there_where_there_is_a_compiler() -> None:
     if shutil.which("c++") is None:
         pytest.skip("no compiler here")
-    assert native.load() is not None
+    assert attention.usable() is not None
 
 
 @pytest.mark.parametrize("case", ["missing", "no library", "wrong"])
@@ -200,9 +203,9 @@ def test_without_the_library_attention_runs_on_pytorch_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if case == "wrong":
-        monkeypatch.setattr(native, "_attend", lambda library, isa, q, *_: torch.zeros_like(q))
+        monkeypatch.setattr(attention, "_attend", lambda loaded, isa, q, *_: torch.zeros_like(q))
     else:
-        monkeypatch.setattr(native, "LIBRARY", tmp_path / "_native.so")
+        monkeypatch.setattr(library, "LIBRARY", tmp_path / "_native.so")
     if case == "no library":
         (tmp_path / "_native.so").write_bytes(b"not a library")
     batch = random_batch(torch.Generator().manual_seed(9), 20, 2)
@@ -212,4 +215,4 @@ def test_without_the_library_attention_runs_on_pytorch_and_says_so_once(
             expected = paged.attention_reference(*batch, window)
             assert torch.allclose(result, expected, atol=1e-5)
     if case != "wrong" or shutil.which("c++"):
-        assert caplog.text.count("attention runs on PyTorch") == 1
+        assert caplog.text.count("PyTorch") == 1

@@ -3,8 +3,8 @@
 The model calls these names and never asks which implementation answers.
 """
 
+from octavo.kernels.cpu.attention import attention, paged_attention
 from octavo.kernels.int8 import int8_product
-from octavo.kernels.native import attention, paged_attention
 from octavo.kernels.paged import append_kv
 from octavo.kernels.quantized import (
     dequantize_groups,

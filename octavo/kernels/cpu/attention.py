@@ -1,30 +1,20 @@
-"""Attention in C++ (`native/`), where the package was built with a compiler.
-
-The library is loaded by its path and called with addresses, so that it belongs to no release of
-Python or PyTorch. It is built with OpenMP and not linked to a copy of it, but finds PyTorch's: two
-copies in one process, each with threads that spin while they wait, take the cores from one another.
-"""
+"""Attention by the C++ library (`native/attention*`)."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
-import sysconfig
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from octavo.kernels import fused, paged
+from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu.library import ISAS
 
-logger = logging.getLogger("octavo")
-
-ISAS = ("portable", "avx2", "avx512")
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
-LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 _FIRST_PAGE = torch.zeros(1, 1, dtype=torch.int64)
 _POINTERS = ("q", "out", "keys", "values", "page_table", "query_lens", "kv_lens")
 _SIZES = (
@@ -44,7 +34,7 @@ class _Call(ctypes.Structure):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `octavo.kernels.reference.attention`, same arguments; by the library where it can be."""
-    library = load()
+    library = usable()
     if library is None or not _serves(q, k):
         return fused.attention(q, k, v, window)
     # A sequence that is not kept is one page.
@@ -63,7 +53,7 @@ def paged_attention(
     window: int | None,
 ) -> Tensor:
     """As `paged.attention_reference`, same arguments; by the library where it can be used."""
-    library = load()
+    library = usable()
     if library is None or not _serves(q, keys):
         return paged.attention(q, keys, values, page_table, query_lens, kv_lens, window)
     isa = library.octavo_best_isa()
@@ -71,19 +61,11 @@ def paged_attention(
 
 
 @cache
-def load() -> ctypes.CDLL | None:
-    """The library; None, after a line that says why, where there is none or it computes wrong."""
-    if not LIBRARY.is_file():
-        logger.warning("octavo: built without a C++ compiler; attention runs on PyTorch, slower")
-        return None
-    try:
-        _offer_openmp()
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        logger.warning("octavo: %s; attention runs on PyTorch, slower", error)
-        return None
-    if not _is_right(library):
-        logger.warning("octavo: %s computes wrong here; attention runs on PyTorch", LIBRARY)
+def usable() -> ctypes.CDLL | None:
+    """The library; None where there is none, or it computes wrong here, which is said once."""
+    library = native.load()
+    if library is not None and not _is_right(library):
+        native.distrust("attention")
         return None
     return library
 
@@ -124,12 +106,6 @@ def _attend(
     if library.octavo_attention(ctypes.byref(call), isa):
         raise ValueError(f"this machine does not run {ISAS[isa]}")
     return out
-
-
-def _offer_openmp() -> None:
-    """Make PyTorch's OpenMP, or else the system's, the one that unresolved names are found in."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    ctypes.CDLL(str(found[0]) if found else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
 def _is_right(library: ctypes.CDLL) -> bool:

@@ -1,0 +1,46 @@
+"""The C++ library (`native/`), where the package was built with a compiler.
+
+It is loaded by its path and called with addresses, so that it belongs to no release of Python or
+PyTorch. It is built with OpenMP and not linked to a copy of it, but finds PyTorch's: two copies in
+one process, each with threads that spin while they wait, take the cores from one another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger("octavo")
+
+ISAS = ("portable", "avx2", "avx512")
+LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library; None, after a line that says why, where it cannot be had."""
+    if not LIBRARY.is_file():
+        logger.warning("octavo: built without a C++ compiler; it runs on PyTorch alone, slower")
+        return None
+    try:
+        _offer_openmp()
+        return ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        logger.warning("octavo: %s; it runs on PyTorch alone, slower", error)
+        return None
+
+
+def distrust(what: str) -> None:
+    """Say that a kernel failed its self-check, and that its twin in PyTorch takes its place."""
+    logger.warning("octavo: %s of %s computes wrong here; PyTorch's runs", what, LIBRARY)
+
+
+def _offer_openmp() -> None:
+    """Make PyTorch's OpenMP, or else the system's, the one that unresolved names are found in."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    ctypes.CDLL(str(found[0]) if found else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -14,7 +14,7 @@ if sys.platform == "linux":
     FLAGS += [
         "-fopenmp",
         "-Wno-psabi",
-    ]  # compiled for and not linked to: see kernels/cpu/library.py
+    ]  # not linked to it: see kernels/cpu/library.py
 
 setup(
     ext_modules=[

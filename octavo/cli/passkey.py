@@ -118,9 +118,9 @@ def parse_depths(text: str) -> list[float]:
     except ValueError:
         raise wrong from None
     if len(numbers) == 1:
-        count = int(numbers[0]) if 1 <= numbers[0] <= MOST_DEPTHS else 0
-        if count != numbers[0]:
+        if numbers[0] not in range(1, MOST_DEPTHS + 1):
             raise wrong
+        count = int(numbers[0])
         return [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
     if len(numbers) > MOST_DEPTHS or not all(0 <= number <= 100 for number in numbers):
         raise wrong

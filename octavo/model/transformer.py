@@ -16,6 +16,7 @@ from octavo.config import ModelConfig
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
 from octavo.model.linear import make_linear
+from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
 
@@ -110,10 +111,11 @@ class Transformer(nn.Module):
     def from_checkpoint(
         cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
     ) -> Transformer:
-        """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
+        """Load an opened checkpoint; weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        return model.with_weights(checkpoint.load(dtype))
+        load_weights(model, checkpoint, dtype)
+        return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:
         """This model with tensors by their names, taken as they lie in memory and not copied."""

@@ -91,7 +91,7 @@ class LLM:
         # Before the weights are read: they are a part of what is shared out.
         budget = default_memory() if memory is None else parse_bytes(memory, "memory")
         self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
-        self.model = Transformer.from_checkpoint(checkpoint, dtype).pack()
+        self.model = Transformer.from_checkpoint(checkpoint, dtype)
         self.engine = Engine(
             self.model,
             self.tokenizer,

@@ -16,6 +16,7 @@ from octavo.config import ModelConfig
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
 from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
+from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
 
@@ -128,17 +129,17 @@ class Transformer(nn.Module):
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        model = cls.from_checkpoint(checkpoint, dtype)
-        return model.pack() if pack else model
+        return cls.from_checkpoint(checkpoint, dtype, pack)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
+        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None, pack: bool = True
     ) -> Transformer:
-        """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
+        """Load an opened checkpoint; weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        return model.with_weights(checkpoint.load(dtype))
+        load_weights(model, checkpoint, dtype, pack)
+        return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:
         """This model with tensors by their names, taken as they lie in memory and not copied."""

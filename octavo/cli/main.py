@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.demo import demo
 from octavo.cli.download import download
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, serve, inspect, download):
+for command in (demo, chat, generate, serve, inspect, download, bench):
     app.command()(command)
 app.command(cls=QuantizeCommand)(quantize)
 

@@ -29,8 +29,34 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
     """
     with torch.device("meta"):
         model = Transformer(config)
-    # The weights are handed over, so that what packs them may let go of one after the other.
-    return model.with_weights(_random_state(model, RandomBlocks(seed)))
+    # Handed over, so that whoever packs the weights may let go of one after the other.
+    return model.with_weights(random_state(config, seed))
+
+
+def random_state(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """The weights of `random_model`, by their names in `octavo.model`.
+
+    Norms are 1, and all else is such that activations keep their size.
+    """
+    with torch.device("meta"):
+        tensors = Transformer(config).state_dict()
+    blocks = RandomBlocks(seed)
+    state: dict[str, Tensor] = {}
+    for name, like in tensors.items():
+        shape = tuple(like.shape)
+        if name == "output.weight" and config.tied_embeddings:
+            continue
+        if name.endswith("norm.weight"):
+            state[name] = torch.ones(shape, dtype=DTYPE)
+        elif name.endswith("weight_scale"):
+            in_features = config.linear_shape(name.rsplit(".", 1)[0])[1]
+            state[name] = torch.full(shape, 1 / (_INT8_STD * math.sqrt(in_features)))
+        elif like.dtype == torch.int8:
+            state[name] = blocks.integers(torch.empty(shape, dtype=like.dtype))
+        else:
+            out = torch.empty(shape, dtype=DTYPE)
+            state[name] = blocks.normal(out, 1 / math.sqrt(shape[-1]))
+    return state
 
 
 class RandomBlocks:
@@ -69,22 +95,3 @@ class RandomBlocks:
             at += n
             self._at = (self._at + n) % BLOCK_ELEMENTS
         return out
-
-
-def _random_state(model: Transformer, blocks: RandomBlocks) -> dict[str, Tensor]:
-    """A tensor for each of the model's, with which its activations keep their size."""
-    state: dict[str, Tensor] = {}
-    for name, like in model.state_dict().items():
-        shape = tuple(like.shape)
-        if name == "output.weight" and model.config.tied_embeddings:
-            continue
-        if name.endswith("norm.weight"):
-            state[name] = torch.ones(shape, dtype=DTYPE)
-        elif name.endswith("weight_scale"):
-            in_features = model.config.linear_shape(name.rsplit(".", 1)[0])[1]
-            state[name] = torch.full(shape, 1 / (_INT8_STD * math.sqrt(in_features)))
-        elif like.dtype == torch.int8:
-            state[name] = blocks.integers(torch.empty(shape, dtype=like.dtype))
-        else:
-            state[name] = blocks.normal(torch.empty(shape, dtype=DTYPE), 1 / math.sqrt(shape[-1]))
-    return state

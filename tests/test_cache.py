@@ -87,6 +87,10 @@ def test_a_page_counts_all_its_bytes() -> None:
     pool = PagePool(layout, 10)
     assert layout.page_bytes == 2 * 2 * 16 * 2 * 24 * 2
     assert pool.keys.nbytes + pool.values.nbytes == 10 * layout.page_bytes
+    layout = CacheLayout.of(config, torch.int8)
+    pool = PagePool(layout, 10)
+    tensors = (pool.keys, pool.values, pool.key_scales, pool.value_scales)
+    assert sum(t.nbytes for t in tensors if t is not None) == 10 * layout.page_bytes
 
 
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 64])

@@ -110,6 +110,10 @@ def test_an_llm_plans_with_the_memory_it_is_given() -> None:
     plan = llm.engine.plan
     assert plan.memory == 900 * 2**20 and plan.max_model_len == 4096
     assert plan.weight_bytes + plan.working_bytes + plan.cache_bytes <= plan.memory
+    held = LLM("demo", memory="900M", max_model_len=4096, kv_cache_dtype="int8").engine
+    assert held.pool.keys.dtype == torch.int8 and " pages of int8" in held.plan.describe()
+    # 34 bytes a token and head of 32 elements, for 64 in bf16.
+    assert held.plan.n_pages == pytest.approx(plan.n_pages * 64 / 34, rel=0.01)
     with pytest.raises(ConfigError, match="memory: 'plenty'"):
         LLM("demo", memory="plenty")
     with pytest.raises(ConfigError, match=r"memory: 0.10G is too little"):

@@ -3,9 +3,10 @@
 The model calls these names and never asks which implementation answers.
 """
 
+from octavo.kernels.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
 from octavo.kernels.int8 import int8_product
-from octavo.kernels.paged import append_kv
+from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.quantized import (
     dequantize_groups,
     linear_fp8,
@@ -21,7 +22,7 @@ from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
 from octavo.kernels.widened import linear, multiplies_bfloat16
 
 __all__ = [
-    "append_kv",
+    "KVPages",
     "apply_rotary",
     "attention",
     "dequantize_groups",
@@ -37,6 +38,7 @@ __all__ = [
     "quantize_fp8",
     "quantize_per_token",
     "rms_norm",
+    "rotary_append",
     "silu_mul",
     "unpack_int4",
 ]

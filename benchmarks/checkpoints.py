@@ -1,4 +1,4 @@
-"""Random checkpoints of one shape for octavo and its peers, made once in a folder and used again."""
+"""Random checkpoints of one shape for octavo and its peers, made once and used again."""
 
 from __future__ import annotations
 

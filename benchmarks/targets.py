@@ -115,9 +115,7 @@ def _attention(result: Result) -> Iterator[Row]:
     targets = {"int8": 1.2, "bf16": 0.6}
     for kv, tflops in result.get("attention", {}).get("prefill_tflop_s", {}).items():
         if kv in targets:
-            yield Row(
-                f"attention alone, {kv} KV", tflops, 1.0, "1 TFLOP/s", "TFLOP/s", targets[kv]
-            )
+            yield Row(f"attention alone, {kv} KV", tflops, 1.0, "1 TFLOP/s", "TFLOP/s", targets[kv])
 
 
 def _start(result: Result) -> Iterator[Row]:

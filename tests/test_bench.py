@@ -85,7 +85,7 @@ def test_without_json_there_is_a_table(shape: Path, capsys: Capsys) -> None:
         (["--layers", 0], "--layers: 0 is not between 1 and 1000"),
         (["--scheme", "w2a2"], "--scheme: 'w2a2' is not one of bf16, w8a8"),
         (["--head", "fp8"], "--head: 'fp8' is not one of bf16, int8"),
-        (["--kv", "int3"], "'int3' is not one of auto, bf16"),
+        (["--kv", "int3"], "--kv: 'int3' is not one of auto, bf16, int8"),
         (["--prompt", "long"], "--prompt: 'long' is not a size"),
         (["--decode", 0], "--decode: 0 is not a positive number"),
         (["--threads", -1], "--threads: -1 is not a positive number"),
@@ -120,6 +120,16 @@ def test_layers_follow_the_shapes_pattern() -> None:
     assert find_shape("Ministral-8B", 6).windows == (None, 32768, 32768, 32768, None, 32768)
     assert find_shape("ministral-8b") == SHAPES["ministral-8b"]
     assert find_shape("demo").quantization is None
+
+
+def test_int8_keys_and_values_are_read_and_held_in_fewer_bytes(shape: Path) -> None:
+    results = {
+        kv: run_bench(settings(shape=str(shape), context=100, kv=kv, decode=1, scheme="bf16"))
+        for kv in ("auto", "bf16", "int8")
+    }
+    assert results["auto"].kv_bytes == results["bf16"].kv_bytes
+    # int8 and a bf16 scale, where bf16 has head_dim = 24 numbers of two bytes
+    assert results["int8"].kv_bytes * 48 == results["bf16"].kv_bytes * 26
 
 
 @pytest.mark.parametrize(
@@ -165,21 +175,25 @@ def test_activations_keep_their_size() -> None:
     assert 0.8 < model.output(x).float().std().item() < 1.2
 
 
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
 @pytest.mark.parametrize(("n_tokens", "chunk"), [(5, 64), (16, 16), (100, 7), (100, 64)])
-def test_a_filled_cache_holds_the_pages_that_reading_would(n_tokens: int, chunk: int) -> None:
+def test_a_filled_cache_holds_the_pages_that_reading_would(
+    n_tokens: int, chunk: int, kv: str
+) -> None:
     model = random_model(CONFIG)
-    filled, read = model.new_caches(2, 200)
+    filled, read = model.new_caches(2, 200, kv)
     fill(filled, n_tokens, chunk, RandomBlocks(0))
     for start in range(0, n_tokens, chunk):
         n_new = min(chunk, n_tokens - start)
         model(torch.zeros(n_new, dtype=torch.int64), [n_new], [read])
     assert filled.length == read.length == n_tokens
+    pages = []
     for table, other in zip(filled.tables, read.tables, strict=True):
         assert (table.first, table.stop) == (other.first, other.stop)
-        for block in table.blocks:
-            for page in block.pages:
-                assert filled.pool.keys[:, page].float().std() > 0.5
-                assert filled.pool.values[:, page].float().std() > 0.5
+        pages += [page for block in table.blocks for page in block.pages]
+    for slot in range(filled.pool.layout.layers_per_page):
+        for contents in filled.pool.layer(slot).gather(torch.tensor(pages)):
+            assert bool((contents.float().std(-1) > 0.5).all())
 
 
 def test_the_next_token_sees_the_filled_context() -> None:
@@ -225,6 +239,8 @@ def test_the_bytes_of_a_step_by_hand() -> None:
     w8a8 = quantised(CONFIG, "w8a8", "bf16")
     expected = embedding_rows + 4 * (layer + scales) + head + kv
     assert step_bytes(w8a8, _layout(w8a8), [100, 5]) == expected
+    int8_kv = step_bytes(w8a8, CacheLayout.of(w8a8, torch.int8), [100, 5])
+    assert int8_kv == expected - kv + kv * 26 // 48
     int8_head = quantised(CONFIG, "w8a8", "int8")
     expected += 96 * 64 + 4 * 96 - head
     assert step_bytes(int8_head, _layout(int8_head), [100, 5]) == expected

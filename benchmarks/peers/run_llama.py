@@ -1,4 +1,4 @@
-"""Prefill, decode and start of llama.cpp, run by `benchmarks/cpu.py` in llama-cpp-python's environment.
+"""Prefill, decode and start of llama.cpp, run by `benchmarks/cpu.py` in its environment.
 
 By llama.cpp's own C interface, since the Python class above it decodes one sequence at a time.
 """

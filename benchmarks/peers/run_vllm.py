@@ -1,7 +1,8 @@
 """Prefill, decode and start of vLLM on the CPU, run by `benchmarks/cpu.py` in vLLM's environment.
 
-Decoding is the difference of two runs, with one token and with several, over the tokens between them.
-Nothing is found in a prefix cache, prompts are random, and no text is made of tokens.
+A step of decoding is what an answer of several tokens takes longer than one of a single token, by
+the tokens between them. Nothing is found in a prefix cache, prompts are random, and no text is made
+of tokens.
 """
 
 from __future__ import annotations

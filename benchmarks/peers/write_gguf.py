@@ -1,4 +1,4 @@
-"""Write a GGUF in Q8_0 with random weights, for llama.cpp; run in its environment (`pip install gguf`).
+"""Write a GGUF in Q8_0 with random weights, for llama.cpp; needs only `gguf`.
 
 Q8_0 has a half-precision scale for every 32 weights of a row: 34 bytes, the scale first.
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from octavo.bench.random_model import RandomBlocks
 from octavo.cache import PagePool, RaggedCache
 
+INT8_SCALE = 1 / 64
+
 
 def fill(cache: RaggedCache, n_tokens: int, chunk: int, blocks: RandomBlocks) -> None:
     """Make a cache hold `n_tokens` more tokens of random keys and values.
@@ -33,7 +35,12 @@ def fill(cache: RaggedCache, n_tokens: int, chunk: int, blocks: RandomBlocks) ->
 
 
 def _write(pool: PagePool, page: int, blocks: RandomBlocks) -> None:
-    """Random numbers all over one page."""
-    for tensor in (pool.keys, pool.values):
+    """Random numbers all over one page; in int8, such as keys and values around 1 would be."""
+    for tensor, scales in ((pool.keys, pool.key_scales), (pool.values, pool.value_scales)):
         for layer in tensor[:, page]:
-            blocks.normal(layer)
+            if scales is None:
+                blocks.normal(layer)
+            else:
+                blocks.integers(layer)
+        if scales is not None:
+            scales[:, page] = INT8_SCALE

@@ -13,8 +13,9 @@ from octavo.bench.memory import require_memory, step_bytes
 from octavo.bench.random_model import DTYPE, random_model
 from octavo.bench.run import Run
 from octavo.bench.settings import BenchSettings
-from octavo.bench.shapes import KV_DTYPES, find_shape, quantised
+from octavo.bench.shapes import find_shape, quantised
 from octavo.cache import CacheLayout
+from octavo.cache.layout import KV_DTYPES, kv_dtype
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 from octavo.kernels.cpu import machine
@@ -120,5 +121,5 @@ def checked_config(settings: BenchSettings) -> ModelConfig:
             f"{settings.decode} make {settings.length} tokens, more than the model's context of "
             f"{config.max_seq_len}"
         )
-    require_memory(config, CacheLayout.of(config, DTYPE), settings)
+    require_memory(config, CacheLayout.of(config, kv_dtype(settings.kv, DTYPE)), settings)
     return config

@@ -27,7 +27,7 @@ class Run:
     def __init__(self, settings: BenchSettings, model: Transformer) -> None:
         self.settings = settings
         self.model = model
-        self.caches = model.new_caches(settings.batch, settings.length)
+        self.caches = model.new_caches(settings.batch, settings.length, settings.kv)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)

@@ -34,7 +34,6 @@ SHAPES = {
 }
 SCHEMES = ("bf16", "w8a8")
 HEADS = ("bf16", "int8")
-KV_DTYPES = ("auto", "bf16")
 
 
 def find_shape(name: str, n_layers: int | None = None) -> ModelConfig:

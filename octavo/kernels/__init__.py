@@ -3,6 +3,7 @@
 The model calls these names and never asks which implementation answers.
 """
 
+from octavo.kernels.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
 from octavo.kernels.cpu.linear import (
     linear,
@@ -12,7 +13,7 @@ from octavo.kernels.cpu.linear import (
 )
 from octavo.kernels.cpu.w8a8 import PackedWeight, linear_w8a8, pack_w8a8
 from octavo.kernels.int8 import int8_product
-from octavo.kernels.paged import append_kv
+from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.quantized import (
     QuantizedTokens,
     dequantize_groups,
@@ -27,9 +28,9 @@ from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
 from octavo.kernels.widened import multiplies_bfloat16
 
 __all__ = [
+    "KVPages",
     "PackedWeight",
     "QuantizedTokens",
-    "append_kv",
     "apply_rotary",
     "attention",
     "dequantize_groups",
@@ -47,6 +48,7 @@ __all__ = [
     "quantize_per_token",
     "rms_norm",
     "rms_norm_quantize",
+    "rotary_append",
     "silu_mul",
     "silu_mul_quantize",
     "unpack_int4",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache
+from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
 from octavo.errors import RequestError
@@ -163,13 +163,18 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.tok_embeddings.weight.device
 
-    def new_cache(self, capacity: int) -> RaggedCache:
+    def new_cache(self, capacity: int, kv_cache_dtype: str = "auto") -> RaggedCache:
         """An empty cache for one sequence of at most `capacity` tokens, with pages of its own."""
-        return self.new_caches(1, capacity)[0]
+        return self.new_caches(1, capacity, kv_cache_dtype)[0]
 
-    def new_caches(self, count: int, capacity: int) -> list[RaggedCache]:
-        """Empty caches for sequences of at most `capacity` tokens each, which may run together."""
-        layout = CacheLayout.of(self.config, self.dtype)
+    def new_caches(
+        self, count: int, capacity: int, kv_cache_dtype: str = "auto"
+    ) -> list[RaggedCache]:
+        """Empty caches for sequences of at most `capacity` tokens each, which may run together.
+
+        Keys and values are kept in `kv_cache_dtype`: `auto` (the model's), `bf16` or `int8`.
+        """
+        layout = CacheLayout.of(self.config, kv_dtype(kv_cache_dtype, self.dtype))
         n_pages = count * layout.pages_needed(capacity, capacity)
         pool = PagePool(layout, n_pages, self.device, enable_prefix_caching=False)
         return [RaggedCache(pool, capacity) for _ in range(count)]

@@ -15,7 +15,7 @@ from octavo.kernels.quantized import QuantizedTokens
 PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
 FLOATS = (torch.float32, torch.bfloat16)
-MOST_TOKENS = 32  # by the library's bf16 product; beyond, blocks in fp32 are faster
+MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster
 _AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
 
 

@@ -9,7 +9,7 @@ namespace octavo {
 struct AttentionCall {
     const void* q;              // [T, n_heads, head_dim]
     void* out;                  // [T, n_heads, head_dim]
-    const void* keys;           // [n_pages, page_size, n_kv_heads, head_dim]
+    const void* keys;           // [n_pages, n_kv_heads, page_size, head_dim]
     const void* values;         // the same
     const int64_t* page_table;  // [n_sequences, table_stride]
     const int64_t* query_lens;  // [n_sequences]

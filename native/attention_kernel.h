@@ -96,8 +96,8 @@ struct Scratch {
 template <typename T>
 inline const T* token(const AttentionCall& call, const void* pages, const Piece& piece, int64_t at) {
     const int64_t page = call.page_table[piece.sequence * call.table_stride + at / call.page_size];
-    const int64_t slot = page * call.page_size + at % call.page_size;
-    return (const T*)pages + (slot * call.n_kv_heads + piece.kv_head) * call.head_dim;
+    const int64_t row = (page * call.n_kv_heads + piece.kv_head) * call.page_size;
+    return (const T*)pages + (row + at % call.page_size) * call.head_dim;
 }
 
 // Scores of ROWS rows and 2 * W keys, keys lying as [head_dim][BLOCK_KEYS].
@@ -233,7 +233,7 @@ void finish(const AttentionCall& call, const Piece& piece, int64_t row, const fl
 template <typename T>
 void run_piece(const AttentionCall& call, const Piece& piece, float* memory, float* part) {
     const int64_t D = call.head_dim, group = call.group(), n_rows = piece.n_queries * group;
-    const int64_t part_stride = D + 2, token_stride = call.n_kv_heads * D;
+    const int64_t part_stride = D + 2;
     Scratch scratch;
     scratch.rows = memory;
     scratch.keys = scratch.rows + n_rows * D;
@@ -268,7 +268,7 @@ void run_piece(const AttentionCall& call, const Piece& piece, float* memory, flo
                 for (int64_t d = 0; d < D; d += 2 * W) {
 #define OCTAVO_CALL(ROWS)                                                             \
     value_tile<ROWS, T>(                                                              \
-        scratch.weights + r * BLOCK_KEYS + k, values + d, n_page, token_stride,       \
+        scratch.weights + r * BLOCK_KEYS + k, values + d, n_page, D,                  \
         scratch.parts + r * part_stride + 2 + d, part_stride                          \
     )
                     OCTAVO_BY_ROWS(least(TILE, n_rows - r), OCTAVO_CALL)

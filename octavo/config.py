@@ -198,9 +198,14 @@ class ModelConfig:
             "output": (self.vocab_size, self.dim),
         }[name.rsplit(".", 1)[-1]]
 
-    def kv_bytes(self, seq_len: int, element_size: int = 2) -> tuple[int, int]:
-        """Bytes of one sequence's keys and values at `seq_len` tokens: (full, windowed layers)."""
-        token = 2 * self.n_kv_heads * self.head_dim * element_size
+    def kv_bytes(self, seq_len: int, element_size: int = 2, scale_size: int = 0) -> tuple[int, int]:
+        """Bytes of one sequence's keys and values at `seq_len` tokens: (full, windowed layers).
+
+        Args:
+            element_size: bytes of an element.
+            scale_size: bytes of the scale that each token's key, and value, has in each head.
+        """
+        token = 2 * self.n_kv_heads * (self.head_dim * element_size + scale_size)
         full = sum(token * seq_len for w in self.windows if w is None)
         windowed = sum(token * min(w, seq_len) for w in self.windows if w is not None)
         return full, windowed

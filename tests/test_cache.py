@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from octavo import Transformer
-from octavo.cache import CacheLayout, OutOfPages, PagePool, RaggedCache
-from octavo.errors import RequestError
+from octavo.cache import CacheLayout, OutOfPages, PagePool, RaggedCache, kv_dtype
+from octavo.errors import ConfigError, RequestError
 from tests.checkpoints import small_config, write_mistral
 
 LENGTH = 61  # not a multiple of any window, chunk or page here
@@ -55,6 +55,32 @@ def test_packed_sequences_with_caches_mix_prefill_and_decode(model: Transformer)
     assert [cache.length for cache in caches] == [13, 30]
 
 
+@pytest.mark.parametrize(("kept", "error"), [("bf16", 0.01), ("int8", 0.02)])
+def test_fewer_bits_in_the_cache_move_the_logits_a_little(
+    model: Transformer, kept: str, error: float
+) -> None:
+    ids = torch.randint(0, 96, (LENGTH,))
+    expected = model(ids, [LENGTH])
+    cache = model.new_cache(LENGTH, kept)
+    logits = torch.cat([model(part, [len(part)], [cache]) for part in ids.split([40, 1, 1, 19])])
+    assert cache.pool.layout.dtype == kv_dtype(kept, model.dtype) != model.dtype
+    assert 0 < (logits - expected).norm() / expected.norm() < error
+
+
+def test_a_copy_in_int8_has_its_scales_too(model: Transformer) -> None:
+    ids = torch.randint(0, 96, (20,))
+    cache, _ = model.new_caches(2, 64, "int8")
+    model(ids, [20], [cache])
+    twin = cache.copy()
+    following = torch.randint(0, 96, (5,))
+    assert torch.equal(model(following, [5], [twin]), model(following, [5], [cache]))
+
+
+def test_a_cache_dtype_that_there_is_not_is_named(model: Transformer) -> None:
+    with pytest.raises(ConfigError, match="kv_cache_dtype: 'fp8' is not one of auto, bf16, int8"):
+        model.new_cache(10, "fp8")
+
+
 def test_forgotten_tokens_are_written_over(model: Transformer) -> None:
     ids, wrong = torch.randint(0, 96, (40,)), torch.randint(0, 96, (9,))
     cache = model.new_cache(60)
@@ -87,6 +113,10 @@ def test_a_page_counts_all_its_bytes() -> None:
     pool = PagePool(layout, 10)
     assert layout.page_bytes == 2 * 2 * 16 * 2 * 24 * 2
     assert pool.keys.nbytes + pool.values.nbytes == 10 * layout.page_bytes
+    layout = CacheLayout.of(config, torch.int8)
+    pool = PagePool(layout, 10)
+    tensors = (pool.keys, pool.values, pool.key_scales, pool.value_scales)
+    assert sum(t.nbytes for t in tensors if t is not None) == 10 * layout.page_bytes
 
 
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 64])

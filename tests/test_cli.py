@@ -68,6 +68,8 @@ def test_inspect_prints_the_cards_table_from_the_config_alone(
     assert rows["Weights"] == "16,039,616,512"
     assert rows["KV cache at 131,072 tokens, 9 full layers"] == "4,831,838,208"
     assert rows["KV cache at 131,072 tokens, 27 windowed layers"] == "3,623,878,656"
+    # (9 · 131,072 + 27 · 32,768) tokens · 2 · 8 heads · (128 + 2) bytes.
+    assert rows["KV cache at 131,072 tokens, in int8"] == "4,293,918,720"
     assert "No weights in this folder" in out
 
 
@@ -98,6 +100,10 @@ def test_inspect_refuses_a_damaged_checkpoint(
         (["generate", "MODEL"], "give either a prompt with -p or a JSONL file with -i"),
         (["generate", "MODEL", "-p", "x", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", "MODEL", "-p", "x", "--dtype", "int3"], "dtype: 'int3' is not one of"),
+        (
+            ["chat", "MODEL", "--kv-cache-dtype", "int4"],
+            "kv_cache_dtype: 'int4' is not one",
+        ),
         (["generate", "MODEL", "-i", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["generate", "MODEL", "-p", "x " * 600], "the model's context is 512"),
         (["chat", "MODEL", "--max-model-len", "9999"], "max_model_len 9999 is more than"),

@@ -34,18 +34,6 @@ for tensor in model.state_dict().values():
 print(status("VmHWM") - before)
 """
 
-# As LOAD, of a model whose weights get another layout.
-PACKED = LOAD.replace(
-    "from octavo import Transformer",
-    """from octavo import Transformer
-from octavo.model.linear import LinearW8A8
-
-def pack(self):
-    n, k = self.weight.shape
-    self.weight = self.weight.view(n // 16, 16, k // 4, 4).transpose(1, 2).contiguous()
-""",
-).replace("small(torch", "LinearW8A8.pack = pack\nsmall(torch")
-
 PREFILL = """
 import sys
 import torch
@@ -95,7 +83,7 @@ def test_packed_load_never_holds_the_weights_twice(tmp_path: Path) -> None:
     folder = write_w8a8(tmp_path / "large", config, dtype=torch.bfloat16)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size > 100e6
-    assert size * 0.9 < measure(PACKED, small, folder) < size * 1.1
+    assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
 
 
 def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo import kernels
 from octavo.kernels import paged, reference
 from octavo.kernels.cpu import attention, library
+from octavo.kernels.kv_pages import KVPages
 
 PAGE = 4
 Attend = Callable[..., Tensor]
@@ -35,7 +36,7 @@ attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys
 
 def random_batch(
     generator: torch.Generator, longest_chunk: int, group: int, head_dim: int = 32
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int], list[int]]:
+) -> tuple[Tensor, KVPages, Tensor, list[int], list[int]]:
     """Sequences with new tokens and a past each, their pages shuffled among unused ones."""
 
     def pick(low: int, high: int) -> int:
@@ -47,10 +48,10 @@ def random_batch(
     n_blocks = max(-(-n // PAGE) for n in kv_lens)
     order = torch.randperm(count * n_blocks + 5, generator=generator)
     page_table = order[: count * n_blocks].view(count, n_blocks)
-    shape = (len(order), PAGE, 2, head_dim)
-    keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+    shape = (len(order), 2, PAGE, head_dim)
+    pages = KVPages(*(torch.randn(shape, generator=generator) for _ in range(2)))
     q = torch.randn(sum(query_lens), 2 * group, head_dim, generator=generator)
-    return q, keys, values, page_table, query_lens, kv_lens
+    return q, pages, page_table, query_lens, kv_lens
 
 
 @attend_each
@@ -84,10 +85,10 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
     """Past 4,096 keys the library cuts them into runs and puts these together."""
     generator = torch.Generator().manual_seed(5)
     n_pages = -(-n_keys // 16)
-    keys, values = (torch.randn(n_pages, 16, 1, 32, generator=generator) for _ in range(2))
+    pages = KVPages(*(torch.randn(n_pages, 1, 16, 32, generator=generator) for _ in range(2)))
     q = torch.randn(n_queries, 4, 32, generator=generator)
     table = torch.randperm(n_pages, generator=generator)[None]
-    batch: Any = (q, keys, values, table, [n_queries], [n_keys], window)
+    batch: Any = (q, pages, table, [n_queries], [n_keys], window)
     assert torch.allclose(attend(*batch), paged.attention_reference(*batch), atol=1e-5)
 
 
@@ -95,10 +96,11 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
 def test_head_sizes_and_bf16(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(6)
     for head_dim in (32, 64, 96, 128):
-        *tensors, page_table, query_lens, kv_lens = random_batch(generator, 20, 4, head_dim)
-        q, keys, values = (tensor.bfloat16() for tensor in tensors)
-        expected = paged.attention_reference(q, keys, values, page_table, query_lens, kv_lens, 25)
-        result = attend(q, keys, values, page_table, query_lens, kv_lens, 25)
+        q, pages, *rest = random_batch(generator, 20, 4, head_dim)
+        halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
+        batch: Any = (q.bfloat16(), halved, *rest, 25)
+        expected = paged.attention_reference(*batch)
+        result = attend(*batch)
         assert result.dtype == torch.bfloat16
         assert torch.allclose(result.float(), expected.float(), atol=2**-7)
 
@@ -107,8 +109,8 @@ def test_head_sizes_and_bf16(attend: Attend) -> None:
 def test_scores_that_overflow_an_exponential(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(7)
     for longest_chunk in (1, 40):
-        q, keys, *rest = random_batch(generator, longest_chunk, 2)
-        batch: Any = (q * 100, keys * 100, *rest, None)
+        q, pages, *rest = random_batch(generator, longest_chunk, 2)
+        batch: Any = (q * 100, KVPages(pages.keys * 100, pages.values), *rest, None)
         expected = paged.attention_reference(*batch)
         assert torch.allclose(attend(*batch), expected, atol=1e-4)
 
@@ -116,14 +118,14 @@ def test_scores_that_overflow_an_exponential(attend: Attend) -> None:
 @pytest.mark.parametrize("attend", NATIVE.values(), ids=NATIVE.keys())
 def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(8)
-    q, keys, values, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
-    together = attend(q, keys, values, page_table, query_lens, kv_lens, 12).split(query_lens)
+    q, pages, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
+    together = attend(q, pages, page_table, query_lens, kv_lens, 12).split(query_lens)
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         for i, queries in enumerate(q.split(query_lens)):
             alone = attend(
-                queries, keys, values, page_table[i : i + 1], query_lens[i : i + 1],
+                queries, pages, page_table[i : i + 1], query_lens[i : i + 1],
                 kv_lens[i : i + 1], 12,
             )  # fmt: skip
             assert torch.equal(alone, together[i])
@@ -133,17 +135,17 @@ def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) 
 
 def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
     generator = torch.Generator().manual_seed(1)
-    q, keys, values, page_table, query_lens, kv_lens = random_batch(generator, 9, 2)
+    q, pages, page_table, query_lens, kv_lens = random_batch(generator, 9, 2)
     for window in (None, 7):
-        result = paged.attention_reference(
-            q, keys, values, page_table, query_lens, kv_lens, window
-        ).split(query_lens)
+        result = paged.attention_reference(q, pages, page_table, query_lens, kv_lens, window).split(
+            query_lens
+        )
         for i, queries in enumerate(q.split(query_lens)):
             where = [
                 (int(page_table[i, p // PAGE]), p % PAGE) for p in range(kv_lens[i])
             ]  # token by token
-            k = torch.stack([keys[page, offset] for page, offset in where])
-            v = torch.stack([values[page, offset] for page, offset in where])
+            k = torch.stack([pages.keys[page, :, offset] for page, offset in where])
+            v = torch.stack([pages.values[page, :, offset] for page, offset in where])
             expected = reference.attention(queries, k, v, window)
             assert torch.allclose(result[i], expected, atol=1e-6)
 
@@ -153,29 +155,17 @@ def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
 def test_it_reads_no_other_page(attend: Attend, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
     for longest_chunk in (1, 30):
-        q, keys, values, page_table, query_lens, kv_lens = random_batch(generator, longest_chunk, 2)
-        before = attend(q, keys, values, page_table, query_lens, kv_lens, window)
-        poisoned = torch.ones(keys.shape[:2], dtype=torch.bool)
+        q, pages, page_table, query_lens, kv_lens = random_batch(generator, longest_chunk, 2)
+        before = attend(q, pages, page_table, query_lens, kv_lens, window)
+        poisoned = torch.ones(len(pages.keys), PAGE, dtype=torch.bool)
         for row, n_new, n_keys in zip(page_table, query_lens, kv_lens, strict=True):
             low = 0 if window is None else max(0, n_keys - n_new - window + 1)
             for position in range(low, n_keys):
                 poisoned[row[position // PAGE], position % PAGE] = False
-        keys[poisoned], values[poisoned] = 1e9, -1e9
-        after = attend(q, keys, values, page_table, query_lens, kv_lens, window)
+        pages.keys.transpose(1, 2)[poisoned] = 1e9
+        pages.values.transpose(1, 2)[poisoned] = -1e9
+        after = attend(q, pages, page_table, query_lens, kv_lens, window)
         assert torch.equal(before, after)
-
-
-def test_append_writes_its_slots_and_no_others() -> None:
-    keys, values = torch.full((5, PAGE, 2, 8), 7.0), torch.full((5, PAGE, 2, 8), 8.0)
-    k, v = torch.randn(3, 2, 8), torch.randn(3, 2, 8)
-    slots = torch.tensor([2 * PAGE + 3, 0, 4 * PAGE + 1])
-    paged.append_kv(k, v, keys, values, slots)
-    for pages, new, filler in ((keys, k, 7.0), (values, v, 8.0)):
-        flat = pages.flatten(0, 1)
-        assert torch.equal(flat[slots], new)
-        others = torch.ones(len(flat), dtype=torch.bool)
-        others[slots] = False
-        assert (flat[others] == filler).all()
 
 
 @pytest.fixture

@@ -39,6 +39,18 @@ def test_ministral_8b_in_pages_by_hand() -> None:
     assert LAYOUT.pages_needed(16, 16) == 4 and LAYOUT.pages_needed(17, 17) == 8
 
 
+def test_ministral_8b_at_128k_in_int8_takes_the_gigabytes_it_promises() -> None:
+    layout = CacheLayout.of(MINISTRAL_8B, torch.int8)
+    # A byte an element, and a scale of two for each token and head.
+    assert layout.page_bytes == 2 * 9 * 16 * 8 * (128 + 2)
+    full, windowed = MINISTRAL_8B.kv_bytes(131_072, 1, layout.scale_bytes)
+    assert full == 131_072 // 16 * layout.page_bytes
+    assert (round(full / 1e9, 2), round(windowed / 1e9, 2)) == (2.45, 1.84)
+    # Its pages add the chunk that is being read, and what is unused of the last of each.
+    pages = layout.pages_needed(131_072, 1024) * layout.page_bytes
+    assert full + windowed < pages < 4.4e9
+
+
 def test_what_is_left_is_pages() -> None:
     made = plan(24 * GIB)
     fixed = 8 * GIB + working_bytes(MINISTRAL_8B, 16, 1024)
@@ -98,6 +110,10 @@ def test_an_llm_plans_with_the_memory_it_is_given() -> None:
     plan = llm.engine.plan
     assert plan.memory == 900 * 2**20 and plan.max_model_len == 4096
     assert plan.weight_bytes + plan.working_bytes + plan.cache_bytes <= plan.memory
+    held = LLM("demo", memory="900M", max_model_len=4096, kv_cache_dtype="int8").engine
+    assert held.pool.keys.dtype == torch.int8 and " pages of int8" in held.plan.describe()
+    # 34 bytes a token and head of 32 elements, for 64 in bf16.
+    assert held.plan.n_pages == pytest.approx(plan.n_pages * 64 / 34, rel=0.01)
     with pytest.raises(ConfigError, match="memory: 'plenty'"):
         LLM("demo", memory="plenty")
     with pytest.raises(ConfigError, match=r"memory: 0.10G is too little"):

@@ -1,12 +1,13 @@
 """Where keys and values are kept between forward passes: a ragged cache in pages."""
 
 from octavo.cache.batch import LayerPages, PagedBatch
-from octavo.cache.layout import PAGE_SIZE, CacheLayout
+from octavo.cache.layout import KV_DTYPES, PAGE_SIZE, CacheLayout, kv_dtype
 from octavo.cache.pool import OutOfPages, PagePool
 from octavo.cache.prefix import block_digests
 from octavo.cache.ragged import RaggedCache
 
 __all__ = [
+    "KV_DTYPES",
     "PAGE_SIZE",
     "CacheLayout",
     "LayerPages",
@@ -15,4 +16,5 @@ __all__ = [
     "PagedBatch",
     "RaggedCache",
     "block_digests",
+    "kv_dtype",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.cache.ragged import RaggedCache
 from octavo.errors import RequestError
+from octavo.kernels.kv_pages import KVPages
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,13 @@ class LayerPages:
     """One layer's part of the cache, as the kernels take it.
 
     Attributes:
-        keys, values: [n_pages, page_size, n_kv_heads, head_dim].
+        pages: keys and values.
         page_table: [B, n_blocks] int64, each sequence's pages in order; entries that no query of
             the pass can see are arbitrary.
         slot_mapping: [T] int64, where each new token goes: page · page_size + offset.
     """
 
-    keys: Tensor
-    values: Tensor
+    pages: KVPages
     page_table: Tensor
     slot_mapping: Tensor
 
@@ -85,12 +85,7 @@ class PagedBatch:
         """What layer `index` reads and writes."""
         place = self.pool.layout.places[index]
         page_table, slots = self._tables[place.kind]
-        return LayerPages(
-            self.pool.keys[place.slot],
-            self.pool.values[place.slot],
-            page_table[place.row],
-            slots[place.row],
-        )
+        return LayerPages(self.pool.layer(place.slot), page_table[place.row], slots[place.row])
 
     def commit(self) -> None:
         """The new tokens are stored: move the caches on."""

@@ -15,8 +15,24 @@ from math import gcd
 import torch
 
 from octavo.config import ModelConfig
+from octavo.errors import ConfigError
+from octavo.kernels.kv_pages import SCALE_DTYPE
 
 PAGE_SIZE = 16  # tokens
+KV_DTYPES = ("auto", "bf16", "int8")
+
+
+def kv_dtype(kv_cache_dtype: str, model_dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are kept in: `auto` is the model's dtype, then there are bf16 and int8.
+
+    Raises:
+        ConfigError: a name that is none of KV_DTYPES.
+    """
+    if kv_cache_dtype not in KV_DTYPES:
+        raise ConfigError(
+            f"kv_cache_dtype: {kv_cache_dtype!r} is not one of {', '.join(KV_DTYPES)}"
+        )
+    return {"auto": model_dtype, "bf16": torch.bfloat16, "int8": torch.int8}[kv_cache_dtype]
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class CacheLayout:
         places: of each layer.
         layers_per_page: layers that a page serves.
         n_kv_heads, head_dim: of the model.
-        dtype: of keys and values.
+        dtype: of keys and values; int8 has a scale for each token and head beside it.
         page_size: tokens.
     """
 
@@ -53,7 +69,7 @@ class CacheLayout:
 
     @classmethod
     def of(cls, config: ModelConfig, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> CacheLayout:
-        """The layout for a model."""
+        """The layout for a model; `dtype` as `kv_dtype` gives it."""
         windows = [None if w is None or w >= config.max_seq_len else w for w in config.windows]
         kinds = tuple(dict.fromkeys(windows))
         counts = [windows.count(kind) for kind in kinds]
@@ -77,9 +93,14 @@ class CacheLayout:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page's keys and values."""
-        elements = self.layers_per_page * self.page_size * self.n_kv_heads * self.head_dim
-        return 2 * elements * self.dtype.itemsize
+        """Bytes of one page's keys and values, and of their scales."""
+        rows = 2 * self.layers_per_page * self.page_size * self.n_kv_heads
+        return rows * (self.head_dim * self.dtype.itemsize + self.scale_bytes)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of the scale of one token's key or value; 0 where it needs none."""
+        return SCALE_DTYPE.itemsize if self.dtype == torch.int8 else 0
 
     def n_blocks(self, n_tokens: int) -> int:
         """Runs of page_size tokens that hold `n_tokens`, the last perhaps in part."""

@@ -66,7 +66,7 @@ class CachePlan:
         return (
             f"memory {_gib(self.memory)}: weights {_gib(self.weight_bytes)}, working memory "
             f"{_gib(self.working_bytes)}, KV cache {_gib(self.cache_bytes)} in {self.n_pages:,} "
-            f"pages; at once fit {fits}"
+            f"pages of {str(self.layout.dtype).removeprefix('torch.')}; at once fit {fits}"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.cache.layout import CacheLayout
 from octavo.cache.prefix import PrefixCache
 from octavo.errors import RequestError
+from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
 
 
 class OutOfPages(RequestError):
@@ -49,8 +50,10 @@ class PagePool:
     cache), or free. Cached pages are taken when there are no free ones.
 
     Attributes:
-        keys, values: [layers_per_page, n_pages, page_size, n_kv_heads, head_dim]. On a CPU a page
+        keys, values: [layers_per_page, n_pages, n_kv_heads, page_size, head_dim]. On a CPU a page
             takes no memory before it is first written.
+        key_scales, value_scales: [layers_per_page, n_pages, n_kv_heads, page_size] bf16 where keys
+            and values are int8; else None.
 
     Args:
         layout: the shape.
@@ -69,11 +72,12 @@ class PagePool:
         self.layout = layout
         self.n_pages = n_pages
         self.prefix = PrefixCache(layout, enabled=enable_prefix_caching)
-        shape = (
-            layout.layers_per_page, n_pages, layout.page_size, layout.n_kv_heads, layout.head_dim
-        )  # fmt: skip
-        self.keys = _zeros(shape, layout.dtype, torch.device(device))
-        self.values = _zeros(shape, layout.dtype, torch.device(device))
+        device = torch.device(device)
+        shape = (layout.layers_per_page, n_pages, layout.n_kv_heads, layout.page_size)
+        self.keys = _zeros((*shape, layout.head_dim), layout.dtype, device)
+        self.values = _zeros((*shape, layout.head_dim), layout.dtype, device)
+        self.key_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
+        self.value_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
         self._free: list[int] = []
         self._n_touched = 0  # pages from here on have never been used
         self._clock = 0
@@ -130,10 +134,19 @@ class PagePool:
             else:
                 self.prefix.keep(block)
 
+    def layer(self, slot: int) -> KVPages:
+        """The pages of the layers at this slot, one of layers_per_page."""
+        if self.key_scales is None or self.value_scales is None:
+            return KVPages(self.keys[slot], self.values[slot])
+        return KVPages(
+            self.keys[slot], self.values[slot], self.key_scales[slot], self.value_scales[slot]
+        )
+
     def copy(self, source: Block, target: Block) -> None:
         """The contents of one block, written into another of its kind."""
-        for tensor in (self.keys, self.values):
-            tensor[:, list(target.pages)] = tensor[:, list(source.pages)]
+        for tensor in (self.keys, self.values, self.key_scales, self.value_scales):
+            if tensor is not None:
+                tensor[:, list(target.pages)] = tensor[:, list(source.pages)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

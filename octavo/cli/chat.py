@@ -31,12 +31,13 @@ def chat(
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
     attention_pattern: options.Pattern = None,
+    kv_cache_dtype: options.KvCacheDtype = "auto",
 ) -> None:
     """Chat with a model; it answers as it writes and keeps the conversation."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     llm = options.load(
         model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, dtype,
-        attention_pattern,
+        attention_pattern, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     interactive = sys.stdin.isatty()
     if interactive:

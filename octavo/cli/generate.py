@@ -51,6 +51,7 @@ def generate(
     max_model_len: options.MaxModelLen = None,
     dtype: options.Dtype = "auto",
     attention_pattern: options.Pattern = None,
+    kv_cache_dtype: options.KvCacheDtype = "auto",
 ) -> None:
     """Answer a prompt (-p), or every line of a JSONL file (-i)."""
     if (prompt is None) == (input is None):
@@ -62,7 +63,7 @@ def generate(
     records = _read_records(input) if input is not None else []
     llm = options.load(
         model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, dtype,
-        attention_pattern,
+        attention_pattern, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     if prompt is not None:
         _answer_prompt(llm, sys.stdin.read() if prompt == "-" else prompt, params, instruct)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -10,6 +11,7 @@ from octavo.checkpoint import has_weights, open_checkpoint, read_config, resolve
 from octavo.cli import options
 from octavo.config import ModelConfig, format_size, parse_size
 from octavo.errors import ConfigError
+from octavo.kernels.kv_pages import SCALE_DTYPE
 
 BF16_BYTES = 2  # what published weights, and the KV cache, are in
 
@@ -83,6 +85,7 @@ def _architecture(config: ModelConfig) -> Table:
 def _memory(config: ModelConfig, length: int, element_size: int) -> Table:
     """Bytes of weights, and of one sequence's keys and values at `length` tokens."""
     full, windowed = config.kv_bytes(length, BF16_BYTES)
+    in_int8 = sum(config.kv_bytes(length, torch.int8.itemsize, SCALE_DTYPE.itemsize))
     weights = config.weight_bytes(element_size)
     n_full = sum(window is None for window in config.windows)
     table = Table("Memory", "Bytes", "")
@@ -93,6 +96,7 @@ def _memory(config: ModelConfig, length: int, element_size: int) -> Table:
         f"{name}, {n_full} full layers": full,
         f"{name}, {config.n_layers - n_full} windowed layers": windowed,
         "Together": weights + full + windowed,
+        f"{name}, in int8": in_int8,
     }
     for what, n_bytes in rows.items():
         table.add_row(what, f"{n_bytes:,}", decimal(n_bytes))

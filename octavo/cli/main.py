@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.demo import demo
 from octavo.cli.download import download
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, serve, inspect, download):
+for command in (demo, chat, generate, serve, inspect, download, bench):
     app.command()(command)
 app.command(cls=QuantizeCommand)(quantize)
 evaluate = typer.Typer(help="Measure what a model can do.", no_args_is_help=True)

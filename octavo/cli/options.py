@@ -40,6 +40,12 @@ Memory = Annotated[
     str | None,
     typer.Option(help="For weights, KV cache and all else: 16G. [most of what is free]"),
 ]
+KvCacheDtype = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype", "--kv_cache_dtype", help="Of keys and values: auto, bf16 or int8."
+    ),
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", "--top_p", help="Nucleus sampling.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]

@@ -64,6 +64,7 @@ def serve(
         ),
     ] = MAX_NUM_BATCHED_TOKENS,
     memory: options.Memory = None,
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     prefix_caching: Annotated[
         bool,
         typer.Option(
@@ -149,6 +150,7 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             memory=memory,
+            kv_cache_dtype=kv_cache_dtype,
             enable_prefix_caching=prefix_caching,
             prompt_lookup=prompt_lookup,
         )

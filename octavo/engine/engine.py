@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from octavo.cache import CacheLayout, PagePool
+from octavo.cache import CacheLayout, PagePool, kv_dtype
 from octavo.cache.planner import CachePlan, default_memory, plan_cache
 from octavo.engine import sampler
 from octavo.engine.constraint import Constraint
@@ -64,6 +64,8 @@ class Engine:
         max_num_batched_tokens: tokens in one forward pass, which bounds its memory and how long a
             long prompt can delay the answers that are being written.
         memory: bytes for weights, cache and all else; None takes most of what is free.
+        kv_cache_dtype: of keys and values: `auto` (the model's), `bf16`, or `int8` with a scale
+            for each token and head.
         enable_prefix_caching: whether prompts that begin alike are computed once.
         speculate: whether tokens are guessed by prompt lookup; the answers are the same.
 
@@ -71,7 +73,8 @@ class Engine:
         plan: how the memory is shared out.
 
     Raises:
-        ConfigError: what does not fit in the memory, with the figures that would.
+        ConfigError: what does not fit in the memory, with the figures that would; a dtype that
+            there is not.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Engine:
         max_num_seqs: int = MAX_NUM_SEQS,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         memory: int | None = None,
+        kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         speculate: bool = True,
     ) -> None:
@@ -92,7 +96,7 @@ class Engine:
         self.eos_id = tokenizer.eos_id if eos_id is None and tokenizer else eos_id
         # Fewer would leave some of the running answers without their one token a step.
         max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        layout = CacheLayout.of(model.config, model.dtype)
+        layout = CacheLayout.of(model.config, kv_dtype(kv_cache_dtype, model.dtype))
         self.plan: CachePlan = plan_cache(
             model.config,
             layout,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from octavo.cache import kv_dtype
 from octavo.cache.planner import default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
@@ -39,6 +40,8 @@ class LLM:
         max_num_batched_tokens: tokens in one forward pass.
         memory: bytes for weights, KV cache and all else, or a text such as `16G`; None takes most
             of what is free.
+        kv_cache_dtype: of keys and values in the cache: `auto` (the model's), `bf16`, or `int8`
+            with a scale for each token and head.
         enable_prefix_caching: whether prompts that begin alike are computed once.
         prompt_lookup: whether tokens are guessed from the text before them and checked several in
             one pass; the answers are the same.
@@ -61,6 +64,7 @@ class LLM:
         max_num_seqs: int = MAX_NUM_SEQS,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         memory: int | str | None = None,
+        kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         prompt_lookup: bool = True,
     ) -> None:
@@ -76,6 +80,7 @@ class LLM:
         ):
             if value is not None and (type(value) is not int or value <= 0):
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        kv_dtype(kv_cache_dtype, torch.float32)  # a wrong name is found before the weights are read
         folder = resolve_model(model)
         checkpoint = open_checkpoint(
             folder,
@@ -99,6 +104,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             memory=budget,
+            kv_cache_dtype=kv_cache_dtype,
             enable_prefix_caching=enable_prefix_caching,
             speculate=prompt_lookup,
         )

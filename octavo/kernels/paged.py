@@ -10,33 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from octavo.kernels import blockwise, fused, reference
+from octavo.kernels.kv_pages import KVPages
 
 FEW_QUERIES = 16  # new tokens of a sequence that shares a product with others
 BUCKET_ELEMENTS = 2**22  # keys' elements gathered at a time; 16 MiB in fp32
 PADDING = 1.5  # times its own keys that a sequence in a bucket may be given
 
 
-def append_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
-    """Store new keys and values in their pages.
-
-    Args:
-        k, v: [T, n_kv_heads, head_dim].
-        keys, values: [n_pages, page_size, n_kv_heads, head_dim], changed in place.
-        slot_mapping: [T] int64, page · page_size + offset of each token.
-    """
-    keys.flatten(0, 1).index_copy_(0, slot_mapping, k)
-    values.flatten(0, 1).index_copy_(0, slot_mapping, v)
-
-
 def attention_reference(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    pages: KVPages,
     page_table: Tensor,
     query_lens: Sequence[int],
     kv_lens: Sequence[int],
@@ -48,7 +37,7 @@ def attention_reference(
 
     Args:
         q: [T, n_heads, head_dim], the sequences' queries one after another.
-        keys, values: [n_pages, page_size, n_kv_heads, head_dim].
+        pages: keys and values; their dtype need not be q's.
         page_table: [B, n_blocks] int64: token p of sequence b is in page page_table[b, p //
             page_size]. Only entries that a query can see are looked at.
         query_lens: [B], new tokens of each sequence; sums to T.
@@ -60,38 +49,36 @@ def attention_reference(
     """
     outputs = []
     for row, queries, n_keys in zip(page_table, q.split(list(query_lens)), kv_lens, strict=True):
-        first = _first_block(len(queries), n_keys, window, keys.shape[1])
-        k, v = (_gather(pages, row, first, n_keys) for pages in (keys, values))
-        outputs.append(reference.attention(queries, k, v, window))
+        first = _first_block(len(queries), n_keys, window, pages.page_size) * pages.page_size
+        outputs.append(reference.attention(queries, *pages.tokens(row, first, n_keys), window))
     return torch.cat(outputs)
 
 
 def attention(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    pages: KVPages,
     page_table: Tensor,
     query_lens: Sequence[int],
     kv_lens: Sequence[int],
     window: int | None,
 ) -> Tensor:
     """As `attention_reference`, same arguments; memory bounded by the bucket and the block."""
-    page_size = keys.shape[1]
+    page_size = pages.page_size
+    page_elements = pages.keys[0].numel()
     out = torch.empty_like(q)
     few: list[_Span] = []
     start = 0
     for index, (n_queries, n_keys) in enumerate(zip(query_lens, kv_lens, strict=True)):
         first = _first_block(n_queries, n_keys, window, page_size)
         n_blocks = -(-n_keys // page_size) - first
-        elements = n_blocks * keys[0].numel()
-        if n_queries <= FEW_QUERIES and elements <= BUCKET_ELEMENTS:
+        if n_queries <= FEW_QUERIES and n_blocks * page_elements <= BUCKET_ELEMENTS:
             few.append(_Span(index, start, n_queries, n_keys, first, n_blocks))
         else:
             span = slice(start, start + n_queries)
-            out[span] = _attend_alone(q[span], keys, values, page_table[index], n_keys, window)
+            out[span] = _attend_alone(q[span], pages, page_table[index], n_keys, window)
         start += n_queries
-    for bucket in _buckets(few, keys[0].numel()):
-        _attend_together(q, keys, values, page_table, bucket, window, out)
+    for bucket in _buckets(few, page_elements):
+        _attend_together(q, pages, page_table, bucket, window, out)
     return out
 
 
@@ -112,31 +99,16 @@ def _first_block(n_queries: int, n_keys: int, window: int | None, page_size: int
     return 0 if window is None else max(0, n_keys - n_queries - window + 1) // page_size
 
 
-def _gather(pages: Tensor, row: Tensor, first_block: int, n_keys: int) -> Tensor:
-    """The tokens of one sequence from a block on, [n, n_kv_heads, head_dim]."""
-    page_size = pages.shape[1]
-    stop = -(-n_keys // page_size)
-    return pages[row[first_block:stop]].flatten(0, 1)[: n_keys - first_block * page_size]
-
-
 def _attend_alone(
-    q: Tensor, keys: Tensor, values: Tensor, row: Tensor, n_keys: int, window: int | None
+    q: Tensor, pages: KVPages, row: Tensor, n_keys: int, window: int | None
 ) -> Tensor:
     """One sequence, whose keys are gathered at once if they are few, else a block at a time."""
-    page_size = keys.shape[1]
-    first = _first_block(len(q), n_keys, window, page_size)
-    n_seen = n_keys - first * page_size
-    if len(q) * n_seen <= fused.MASK_ELEMENTS and n_seen * keys[0, 0].numel() <= BUCKET_ELEMENTS:
-        k, v = (_gather(pages, row, first, n_keys) for pages in (keys, values))
-        return fused.attention(q, k, v, window)
-
-    def tokens(low: int, high: int) -> tuple[Tensor, Tensor]:
-        start, stop = low // page_size, -(-high // page_size)
-        inside = slice(low - start * page_size, high - start * page_size)
-        k, v = (pages[row[start:stop]].flatten(0, 1)[inside] for pages in (keys, values))
-        return k, v
-
-    return blockwise.attend(q, tokens, n_keys, window, keys.shape[2])
+    first = _first_block(len(q), n_keys, window, pages.page_size) * pages.page_size
+    n_seen, n_kv_heads = n_keys - first, pages.keys.shape[1]
+    elements = n_seen * n_kv_heads * pages.keys.shape[3]
+    if len(q) * n_seen <= fused.MASK_ELEMENTS and elements <= BUCKET_ELEMENTS:
+        return fused.attention(q, *pages.tokens(row, first, n_keys), window)
+    return blockwise.attend(q, partial(pages.tokens, row), n_keys, window, n_kv_heads)
 
 
 def _buckets(spans: list[_Span], page_elements: int) -> list[list[_Span]]:
@@ -157,15 +129,14 @@ def _buckets(spans: list[_Span], page_elements: int) -> list[list[_Span]]:
 
 def _attend_together(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    pages: KVPages,
     page_table: Tensor,
     bucket: list[_Span],
     window: int | None,
     out: Tensor,
 ) -> None:
     """Padded to the longest of the bucket, in fp32; writes the bucket's rows of `out`."""
-    _, page_size, n_kv_heads, head_dim = keys.shape
+    _, n_kv_heads, page_size, head_dim = pages.keys.shape
     device = q.device
     n_queries = max(span.n_queries for span in bucket)
     columns = torch.tensor(
@@ -175,7 +146,6 @@ def _attend_together(
     index, start, own_queries, own_keys, first, own_blocks = columns.t()[..., None].unbind()
     # A shorter sequence reads its last block again, and its last query; both are masked or dropped.
     blocks = torch.arange(bucket[0].n_blocks, device=device).minimum(own_blocks - 1) + first
-    pages = page_table[index, blocks]  # [B, n_blocks]
     rows = torch.arange(n_queries, device=device).minimum(own_queries - 1) + start  # [B, n_queries]
     query_positions = (rows - start + own_keys - own_queries)[..., None]  # [B, n_queries, 1]
     key_positions = (
@@ -190,7 +160,8 @@ def _attend_together(
     queries = queries.view(len(bucket), n_queries, n_kv_heads, group, head_dim)
     queries = queries.permute(0, 2, 1, 3, 4).flatten(2, 3)
     k, v = (
-        each[pages].flatten(1, 2).transpose(1, 2).float() for each in (keys, values)
+        each.transpose(1, 2).flatten(2, 3).float()
+        for each in pages.gather(page_table[index, blocks])
     )  # [B, n_kv_heads, L, D]
     scores = queries @ k.transpose(2, 3)
     hidden = hidden[:, None].repeat_interleave(group, dim=2)  # [B, 1, n_queries * group, L]

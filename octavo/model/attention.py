@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from octavo import kernels
 from octavo.cache import PagedBatch
 from octavo.config import ModelConfig
-from octavo.model.linear import make_linear
+from octavo.model.linear import LinearInput, make_linear
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PagedBatch | None,
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def attend(
         self,
-        x: Tensor,
+        x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PagedBatch | None,
@@ -56,16 +56,15 @@ class Attention(nn.Module):
         q = self.wq(x).view(-1, self.n_heads, self.head_dim)
         k = self.wk(x).view(-1, self.n_kv_heads, self.head_dim)
         v = self.wv(x).view(-1, self.n_kv_heads, self.head_dim)
+        if batch is not None:
+            layer = batch.layer(self.layer)
+            q = kernels.rotary_append(q, k, v, *rotary, layer.pages, layer.slot_mapping)
+            out = kernels.paged_attention(
+                q, layer.pages, layer.page_table, batch.query_lens, batch.kv_lens, self.window
+            )
+            return out.flatten(1)
         q = kernels.apply_rotary(q, *rotary)
         k = kernels.apply_rotary(k, *rotary)
-        if batch is not None:
-            pages = batch.layer(self.layer)
-            kernels.append_kv(k, v, pages.keys, pages.values, pages.slot_mapping)
-            out = kernels.paged_attention(
-                q, pages.keys, pages.values, pages.page_table,
-                batch.query_lens, batch.kv_lens, self.window,
-            )  # fmt: skip
-            return out.flatten(1)
         lengths = list(seqlens)
         sequences = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         outputs = [kernels.attention(*sequence, self.window) for sequence in sequences]

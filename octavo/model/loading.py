@@ -9,7 +9,7 @@ never holds more than the weights and one module's twice.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from threading import Event
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.read_ahead import read_ahead
 from octavo.checkpoint.tensors import TensorInfo
+from octavo.model.linear import LinearW8A8, pack_linears
 
 if TYPE_CHECKING:
     from octavo.model.transformer import Transformer
@@ -32,25 +33,29 @@ SHOW_AFTER = 1.0  # seconds without a bar
 
 
 def load_weights(
-    model: Transformer, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
+    model: Transformer,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | str | None = None,
+    pack: bool = True,
 ) -> None:
-    """Give every module of a model its tensors, and pack those that have a `pack()`.
+    """Give every module of a model its tensors, and pack int8 weights.
 
-    `pack()` is a module's step from the checkpoint's layout to its kernel's. It may replace the
-    tensors that it was given, which are then let go. It runs in the calling thread, and may use all
-    of PyTorch's. On a terminal a bar on stderr shows a load that takes longer than a second.
+    What a weight was packed from is let go. Packing runs in the calling thread, and uses all of
+    PyTorch's. On a terminal a bar on stderr shows a load that takes longer than a second.
 
     Args:
         model: of the checkpoint's config; its tensors may be on the meta device.
         checkpoint: any.
         dtype: of the floating-point weights; None or "auto" keeps the file's.
+        pack: whether modules are packed.
 
     Raises:
         ConfigError: a dtype that is none.
         CheckpointError: a file that has gone or changed since it was opened.
     """
     modules = [(name, module) for name, module in model.named_modules() if _owns_tensors(module)]
-    read = _read_at_load(checkpoint, dtype, {n for n, module in modules if _pack_of(module)})
+    packed = {name for name, module in modules if pack and isinstance(module, LinearW8A8)}
+    read = _read_at_load(checkpoint, dtype, packed)
     with _Readers([read[name] for name, _ in modules]) as readers, _bar(read) as bar:
         for name, module in modules:
             readers.wait()
@@ -59,8 +64,8 @@ def load_weights(
                 model.output.weight = model.tok_embeddings.weight
             else:
                 _assign(module, checkpoint, f"{name}.", dtype)
-            if (pack := _pack_of(module)) is not None:
-                pack()
+            if pack:
+                pack_linears(module)
             bar.update(_n_bytes(read[name]))
     model.requires_grad_(False).eval()
 
@@ -68,11 +73,6 @@ def load_weights(
 def _owns_tensors(module: nn.Module) -> bool:
     own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
     return len(own) > 0
-
-
-def _pack_of(module: nn.Module) -> Callable[[], None] | None:
-    pack: Callable[[], None] | None = getattr(module, "pack", None)
-    return pack
 
 
 def _read_at_load(

@@ -10,26 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache
+from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
-from octavo.model.linear import make_linear
+from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
 from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm; `weight` is [dim]."""
+    """Root-mean-square norm.
 
-    def __init__(self, dim: int, eps: float) -> None:
+    Attributes:
+        weight: [dim].
+        quantizes: whether all linears after it are W8A8, so that one int8 copy serves them.
+    """
+
+    def __init__(self, dim: int, eps: float, quantizes: bool = False) -> None:
         super().__init__()
         self.eps = eps
+        self.quantizes = quantizes
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[T, dim] to the same, in x's dtype."""
         return kernels.rms_norm(x, self.weight, self.eps)
+
+    def for_linears(self, x: Tensor) -> LinearInput:
+        """The same as the linears after it take it."""
+        if self.quantizes:
+            return kernels.rms_norm_quantize(x, self.weight, self.eps)
+        return self(x)
 
 
 class FeedForward(nn.Module):
@@ -41,10 +54,13 @@ class FeedForward(nn.Module):
         self.w2 = make_linear(config, f"layers.{layer}.feed_forward.w2")
         self.w3 = make_linear(config, f"layers.{layer}.feed_forward.w3")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: LinearInput) -> Tensor:
+        """[T, dim] to the same."""
+        if isinstance(self.w2, LinearW8A8):
+            return self.w2(kernels.silu_mul_quantize(self.w1(x), self.w3(x)))
         return self.w2(self.gate(x))
 
-    def gate(self, x: Tensor) -> Tensor:
+    def gate(self, x: LinearInput) -> Tensor:
         """SiLU(w1 x) · w3 x, [T, hidden_dim]: what w2 is given."""
         return kernels.silu_mul(self.w1(x), self.w3(x))
 
@@ -54,10 +70,11 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, layer)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config, layer)
+        attention, feed_forward = Attention(config, layer), FeedForward(config, layer)
+        self.attention_norm = _norm_before(config, attention.wq, attention.wk, attention.wv)
+        self.attention = attention
+        self.ffn_norm = _norm_before(config, feed_forward.w1, feed_forward.w3)
+        self.feed_forward = feed_forward
 
     def forward(
         self,
@@ -66,8 +83,13 @@ class Layer(nn.Module):
         seqlens: Sequence[int],
         batch: PagedBatch | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, seqlens, batch)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
+        return x + self.feed_forward(self.ffn_norm.for_linears(x))
+
+
+def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
+    quantizes = all(isinstance(linear, LinearW8A8) for linear in linears)
+    return RMSNorm(config.dim, config.norm_eps, quantizes)
 
 
 class Transformer(nn.Module):
@@ -91,6 +113,7 @@ class Transformer(nn.Module):
         dtype: torch.dtype | str | None = None,
         attention_pattern: str | None = None,
         softmax_fp32: bool = True,
+        pack: bool = True,
     ) -> Transformer:
         """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
 
@@ -100,21 +123,22 @@ class Transformer(nn.Module):
             attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
             softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
                 which costs no memory here since it is taken in blocks.
+            pack: whether int8 weights are brought into the form that is fast here, as `pack` does.
 
         Raises:
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        return cls.from_checkpoint(checkpoint, dtype)
+        return cls.from_checkpoint(checkpoint, dtype, pack)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
+        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None, pack: bool = True
     ) -> Transformer:
         """Load an opened checkpoint; weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        load_weights(model, checkpoint, dtype)
+        load_weights(model, checkpoint, dtype, pack)
         return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:
@@ -126,6 +150,11 @@ class Transformer(nn.Module):
         self.load_state_dict(state, strict=True, assign=True)
         return self.requires_grad_(False).eval()
 
+    def pack(self) -> Self:
+        """Bring int8 weights into the form that is fast on this machine; their `weight` is gone."""
+        pack_linears(self)
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         return self.tok_embeddings.weight.dtype
@@ -134,13 +163,18 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return self.tok_embeddings.weight.device
 
-    def new_cache(self, capacity: int) -> RaggedCache:
+    def new_cache(self, capacity: int, kv_cache_dtype: str = "auto") -> RaggedCache:
         """An empty cache for one sequence of at most `capacity` tokens, with pages of its own."""
-        return self.new_caches(1, capacity)[0]
+        return self.new_caches(1, capacity, kv_cache_dtype)[0]
 
-    def new_caches(self, count: int, capacity: int) -> list[RaggedCache]:
-        """Empty caches for sequences of at most `capacity` tokens each, which may run together."""
-        layout = CacheLayout.of(self.config, self.dtype)
+    def new_caches(
+        self, count: int, capacity: int, kv_cache_dtype: str = "auto"
+    ) -> list[RaggedCache]:
+        """Empty caches for sequences of at most `capacity` tokens each, which may run together.
+
+        Keys and values are kept in `kv_cache_dtype`: `auto` (the model's), `bf16` or `int8`.
+        """
+        layout = CacheLayout.of(self.config, kv_dtype(kv_cache_dtype, self.dtype))
         n_pages = count * layout.pages_needed(capacity, capacity)
         pool = PagePool(layout, n_pages, self.device, enable_prefix_caching=False)
         return [RaggedCache(pool, capacity) for _ in range(count)]

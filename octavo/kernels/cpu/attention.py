@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.kernels import fused, paged
 from octavo.kernels.cpu import library as native
 from octavo.kernels.cpu.library import ISAS
+from octavo.kernels.kv_pages import KVPages
 
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
@@ -35,18 +36,18 @@ class _Call(ctypes.Structure):
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `octavo.kernels.reference.attention`, same arguments; by the library where it can be."""
     library = usable()
-    if library is None or not _serves(q, k):
-        return fused.attention(q, k, v, window)
     # A sequence that is not kept is one page.
-    pages = (k.contiguous()[None], v.contiguous()[None])
+    pages = KVPages(k.transpose(0, 1)[None], v.transpose(0, 1)[None])
+    if library is None or not _serves(q, pages):
+        return fused.attention(q, k, v, window)
+    pages = KVPages(pages.keys.contiguous(), pages.values.contiguous())
     isa = library.octavo_best_isa()
-    return _attend(library, isa, q, *pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
+    return _attend(library, isa, q, pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
 
 
 def paged_attention(
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    pages: KVPages,
     page_table: Tensor,
     query_lens: Sequence[int],
     kv_lens: Sequence[int],
@@ -54,10 +55,10 @@ def paged_attention(
 ) -> Tensor:
     """As `paged.attention_reference`, same arguments; by the library where it can be used."""
     library = usable()
-    if library is None or not _serves(q, keys):
-        return paged.attention(q, keys, values, page_table, query_lens, kv_lens, window)
+    if library is None or not _serves(q, pages):
+        return paged.attention(q, pages, page_table, query_lens, kv_lens, window)
     isa = library.octavo_best_isa()
-    return _attend(library, isa, q, keys, values, page_table, query_lens, kv_lens, window)
+    return _attend(library, isa, q, pages, page_table, query_lens, kv_lens, window)
 
 
 @cache
@@ -70,11 +71,11 @@ def usable() -> ctypes.CDLL | None:
     return library
 
 
-def _serves(q: Tensor, keys: Tensor) -> bool:
+def _serves(q: Tensor, pages: KVPages) -> bool:
     return (
         q.device.type == "cpu"
         and q.dtype in DTYPES
-        and keys.dtype == q.dtype
+        and pages.keys.dtype == q.dtype
         and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
     )
 
@@ -83,8 +84,7 @@ def _attend(
     library: ctypes.CDLL,
     isa: int,
     q: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    pages: KVPages,
     page_table: Tensor,
     query_lens: Sequence[int],
     kv_lens: Sequence[int],
@@ -92,7 +92,8 @@ def _attend(
 ) -> Tensor:
     """The same with given instructions, an index into ISAS that the machine has."""
     _, n_heads, head_dim = q.shape
-    _, page_size, n_kv_heads, _ = keys.shape
+    keys, values = pages.keys, pages.values
+    _, n_kv_heads, page_size, _ = keys.shape
     assert keys.is_contiguous() and values.is_contiguous()
     q, page_table = q.contiguous(), page_table.contiguous()
     out = torch.empty_like(q)
@@ -111,11 +112,11 @@ def _attend(
 def _is_right(library: ctypes.CDLL) -> bool:
     """A small batch against the definition: a chunk and single tokens, with and without window."""
     generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(6, 4, 2, 32, generator=generator) for _ in range(2))
+    pages = KVPages(*(torch.randn(6, 2, 4, 32, generator=generator) for _ in range(2)))
     q = torch.randn(12, 6, 32, generator=generator)
     table, query_lens, kv_lens = torch.tensor([[4, 1, 5], [3, 0, 2]]), [11, 1], [12, 9]
     for window in (None, 5):
-        batch = (q, keys, values, table, query_lens, kv_lens, window)
+        batch = (q, pages, table, query_lens, kv_lens, window)
         found = _attend(library, library.octavo_best_isa(), *batch)
         if not torch.allclose(found, paged.attention_reference(*batch), atol=1e-4):
             return False

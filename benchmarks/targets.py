@@ -1,0 +1,149 @@
+"""The figures that octavo is to reach on the CPU, held against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VLLM, LLAMA = "vLLM", "llama.cpp"
+RATE = "the machine's read rate"
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of octavo beside what it is held against.
+
+    Attributes:
+        what: was measured.
+        octavo, other: the figures, in `unit`.
+        against: whose `other` is.
+        unit: of both.
+        target: what octavo / other should be; None for a figure that only informs.
+        at_most: whether it should be no more than the target, rather than no less.
+    """
+
+    what: str
+    octavo: float
+    other: float
+    against: str
+    unit: str
+    target: float | None = None
+    at_most: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.octavo / self.other
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is; None without one."""
+        if self.target is None:
+            return None
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+
+
+def rows_of(result: Result) -> list[Row]:
+    """A row for each figure of a run of `benchmarks/cpu.py` that has something to stand beside."""
+    return [
+        *_decode(result),
+        *_prefill(result),
+        *_long_context(result),
+        *_attention(result),
+        *_start(result),
+        *_memory(result),
+        *_prompt_lookup(result),
+    ]
+
+
+def _decode(result: Result) -> Iterator[Row]:
+    """Generated tokens a second."""
+    unit = "tokens/s"
+    targets = {  # by head, batch and peer
+        ("int8", 1, VLLM): 1.5,
+        ("int8", 1, LLAMA): 1.15,
+        ("bf16", 1, VLLM): 1.15,
+        ("int8", 16, VLLM): 1.3,
+        ("bf16", 16, VLLM): 1.3,
+    }
+    for head in ("int8", "bf16"):
+        for batch, own in result["octavo"].get(f"decode_{head}_head", {}).items():
+            what = f"decode, batch {batch}, {head} head"
+            for peer in (VLLM, LLAMA):
+                step = result.get(peer, {}).get("decode_step_s", {}).get(batch)
+                if step is None or (head, peer) == ("bf16", LLAMA):  # llama.cpp's is int8
+                    continue
+                target = targets.get((head, int(batch), peer))
+                yield Row(what, own["decode_tok_s"], int(batch) / step, peer, unit, target)
+            if batch == "1":
+                target = 0.9 if head == "int8" else None
+                read = own["read_gb_s"], own["machine_read_gb_s"]
+                yield Row(f"{what}: memory read", *read, RATE, "GB/s", target)
+
+
+def _prefill(result: Result) -> Iterator[Row]:
+    """Prompt tokens a second."""
+    targets = {("512", VLLM): 1.3, ("512", LLAMA): 5.0, ("16384", VLLM): 1.7}
+    for n_tokens, own in result["octavo"].get("prefill", {}).items():
+        for peer in (VLLM, LLAMA):
+            seconds = result.get(peer, {}).get("prefill_s", {}).get(n_tokens)
+            if seconds is not None:
+                yield Row(
+                    f"prefill, {int(n_tokens):,} tokens", own["prefill_tok_s"],
+                    int(n_tokens) / seconds, peer, "tokens/s", targets.get((n_tokens, peer)),
+                )  # fmt: skip
+
+
+def _long_context(result: Result) -> Iterator[Row]:
+    """Keys and values read at the end of a long context: a step's bytes and time beyond those of a
+    step at the beginning."""
+    own, short = (result["octavo"].get(name) for name in ("context", "decode_int8_head"))
+    if own is None or not short or "1" not in short:
+        return
+    n_bytes = own["kv_bytes"] - short["1"]["kv_bytes"]
+    seconds = own["decode_step_s"] - short["1"]["decode_step_s"]
+    yield Row(
+        f"decode after {own['context']:,} tokens: keys and values read", n_bytes / seconds / 1e9,
+        own["machine_read_gb_s"], RATE, "GB/s", 0.75,
+    )  # fmt: skip
+
+
+def _attention(result: Result) -> Iterator[Row]:
+    """Attention alone, beside PyTorch's; the targets are rates and not ratios to it."""
+    targets = {"int8": 1.2, "bf16": 0.6}
+    for kv, tflops in result.get("attention", {}).get("prefill_tflop_s", {}).items():
+        if kv in targets:
+            yield Row(f"attention alone, {kv} KV", tflops, 1.0, "1 TFLOP/s", "TFLOP/s", targets[kv])
+
+
+def _start(result: Result) -> Iterator[Row]:
+    """From process start to first token."""
+    own = result["octavo"].get("first_token_s")
+    for peer, target in ((VLLM, 0.1), (LLAMA, None)):
+        seconds = result.get(peer, {}).get("first_token_s")
+        if own is not None and seconds is not None:
+            yield Row("start to first token", own, seconds, peer, "s", target, at_most=True)
+
+
+def _memory(result: Result) -> Iterator[Row]:
+    """The most memory, beside that of weights and cache."""
+    for name, what in (("context", "at the end of the context"), ("full", "all layers")):
+        own = result["octavo"].get(name)
+        if own is not None:
+            held = own["weights_bytes"] + own["kv_bytes"]
+            yield Row(
+                f"peak memory, {what}", own["peak_rss_bytes"] / 1e9, held / 1e9, "weights and KV",
+                "GB", 1.1, at_most=True,
+            )  # fmt: skip
+
+
+def _prompt_lookup(result: Result) -> Iterator[Row]:
+    """Text that repeats itself, with guessing and without."""
+    own = result.get("prompt_lookup")
+    if own is not None:
+        yield Row(
+            "repetitive text, prompt lookup", own["on_tok_s"], own["off_tok_s"], "without it",
+            "tokens/s", 2.0,
+        )  # fmt: skip

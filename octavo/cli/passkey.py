@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import sys
 from importlib.util import find_spec
@@ -98,7 +99,8 @@ def passkey(
                     bar.show(reports[-1], trial)
                     reports[-1].outcomes.append(run_trial(llm, trial))
                     write()
-                del llm  # before the next is loaded
+                del llm
+                gc.collect()  # what it had is free before the next is loaded
     finally:  # after Ctrl-C and after an error too
         _print(reports, output, picture if draws else None)
 

@@ -33,14 +33,22 @@ def main() -> None:
     options = parse_arguments()
     if library.load() is None:
         raise SystemExit("octavo was built without a C++ compiler: there are no kernels to measure")
+    n_threads = [count_threads()]
     # Small, so that waking and waiting are a good part of it.
     multiply = partial(torch.matmul, torch.ones(32, 1024), torch.ones(1024, 1024))
     q, kv = torch.ones(64, 8, 64), torch.ones(256, 4, 64)
     attend = partial(kernels.attention, q, kv, kv, None)
     with torch.inference_mode():
-        result = count_started(multiply, attend)
-        result |= measure(multiply, attend, options.times, options.rounds)
-    result |= {"threads": torch.get_num_threads(), "runtimes": loaded_runtimes()}
+        for work in (multiply, attend):
+            work()
+            n_threads.append(count_threads())
+        result = measure(multiply, attend, options.times, options.rounds)
+    result |= {
+        "threads": torch.get_num_threads(),
+        "started_by_products": n_threads[1] - n_threads[0],
+        "started_by_attention": n_threads[2] - n_threads[1],
+        "runtimes": loaded_runtimes(),
+    }
     print(f"threads that products started: {result['started_by_products']}, ", end="")
     print(f"that attention started after them: {result['started_by_attention']}")
     print(f"{options.times} of each, the fastest of {options.rounds} rounds:")
@@ -57,18 +65,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=200, help="of each in a round")
     parser.add_argument("--rounds", type=int, default=10, help="of which the fastest counts")
     return parser.parse_args()
-
-
-def count_started(multiply: Work, attend: Work) -> dict[str, Any]:
-    """The threads that the first product adds to the process, and the first attention then."""
-    counts = [_n_threads()]
-    for work in (multiply, attend):
-        work()
-        counts.append(_n_threads())
-    return {
-        "started_by_products": counts[1] - counts[0],
-        "started_by_attention": counts[2] - counts[1],
-    }
 
 
 def measure(multiply: Work, attend: Work, times: int, rounds: int) -> dict[str, Any]:
@@ -96,7 +92,8 @@ def loaded_runtimes() -> list[str]:
     return sorted("/".join(Path(file).parts[-3:]) for file in files)
 
 
-def _n_threads() -> int:
+def count_threads() -> int:
+    """Those of this process."""
     return len(list(Path("/proc/self/task").iterdir()))
 
 

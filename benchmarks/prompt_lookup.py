@@ -3,9 +3,9 @@
     python -m benchmarks.prompt_lookup
 
 The model has the 8B's shape and random weights but for two things. What its layers add is
-multiplied by zero, so that the stream stays the token's embedding; and the head is the embedding with its rows
-moved on by one within every run of `--period`. So each token is followed by the next of its run, and
-the text goes round. All the work is done all the same, whatever the numbers.
+multiplied by zero, so that the stream stays the token's embedding; and the head is the embedding
+with its rows moved on by one within every run of `--period`. So each token is followed by the next
+of its run, and the text goes round. All the work is done all the same, whatever the numbers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,17 @@
 // A linear with bf16 weights for few tokens, in fp32, written once and built for each instruction set.
 #include "linear.h"
-#include "simd.h"
+#include "vectors.h"
 
 namespace octavo {
 namespace {
 
 constexpr int64_t PREFETCH_WEIGHTS = 512;  // numbers ahead
+
+inline void store_one(uint16_t* p, float x) {
+    uint16_t numbers[W];
+    store(numbers, splat(x));
+    *p = numbers[0];
+}
 
 // ROWS rows of the weight by TOKENS tokens. Each sum is taken in the same order, whatever the tile.
 template <int ROWS, int TOKENS>
@@ -25,7 +31,7 @@ void dot_tile(const BF16Call& call, int64_t row, int64_t token) {
     }
     for (int r = 0; r < ROWS; r++)
         for (int t = 0; t < TOKENS; t++)
-            narrow(sum(sums[r][t]), call.out + (token + t) * call.n_outputs + row + r);
+            store_one(call.out + (token + t) * call.n_outputs + row + r, sum(sums[r][t]));
 }
 
 template <int ROWS>

@@ -5,16 +5,16 @@
 #include <memory>
 #include <vector>
 
-extern "C" int octavo_best_isa();
+#include "isa.h"
 
 namespace octavo {
 namespace {
 
-bool has(int isa) { return isa >= 0 && isa <= 1 && isa <= octavo_best_isa(); }
+bool has(int isa) { return isa <= AVX2 && runs(isa); }
 
 const LinearKernels& kernels_of(int isa) {
 #if defined(__x86_64__)
-    if (isa == 1) return linears_avx2;
+    if (isa == AVX2) return linears_avx2;
 #endif
     (void)isa;
     return linears_portable;
@@ -105,7 +105,8 @@ void octavo_pack_w8(
     octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads));
 }
 
-// These give 0, or 1 where the machine does not have the instructions (0: portable, 1: AVX2).
+// These give 0, or 1 where the machine does not have the instructions, or linears are not built for
+// them.
 
 int octavo_linear_w8a8(const octavo::W8A8Call* call, int isa) {
     if (!octavo::has(isa)) return 1;

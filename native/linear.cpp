@@ -56,10 +56,16 @@ void multiply(const BF16Call& call, const LinearKernels& kernels) {
     const int64_t block = 64;  // outputs
     const int64_t n_blocks = (call.n_outputs + block - 1) / block;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(int(call.n_threads)) if (call.n_threads > 1) schedule(dynamic)
+#pragma omp parallel num_threads(int(call.n_threads)) if (n_blocks > 1 && call.n_threads > 1)
 #endif
-    for (int64_t i = 0; i < n_blocks; i++)
-        kernels.bf16(call, i * block, std::min((i + 1) * block, call.n_outputs));
+    {
+        std::vector<float> sums(block * call.n_tokens);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t i = 0; i < n_blocks; i++)
+            kernels.bf16(call, i * block, std::min((i + 1) * block, call.n_outputs), sums.data());
+    }
 }
 
 void pack(const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int n_threads) {

@@ -2,31 +2,22 @@
 // It is given addresses and sizes and nothing else, so that it is built for no release of PyTorch or
 // Python.
 #include "attention.h"
+#include "isa.h"
 
 #include <algorithm>
+#include <new>
 #include <vector>
 
 namespace octavo {
 namespace {
 
-enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
-
 constexpr int64_t MOST_ROWS = 96;     // rows a piece, about: so often is a key used that was turned
 constexpr int64_t FEW_QUERIES = 16;   // new tokens of a sequence whose keys are cut into runs
 constexpr int64_t SPLIT_KEYS = 4096;  // keys of a run
 
-Isa best_isa() {
+const AttentionKernel& kernel_of(int isa) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-#endif
-    return PORTABLE;
-}
-
-const AttentionKernel& kernel_of(Isa isa) {
-#if defined(__x86_64__)
+    if (isa == EMULATED) return attention_emulated;
     if (isa == AVX512) return attention_avx512;
     if (isa == AVX2) return attention_avx2;
 #endif
@@ -83,24 +74,36 @@ Plan make_plan(const AttentionCall& call) {
     return plan;
 }
 
+// Memory that begins with a line of the cache; it holds whatever it held before.
+struct Memory {
+    explicit Memory(int64_t n_words)
+        : words((float*)operator new(n_words * sizeof(float), LINE_ALIGNMENT)) {}
+    ~Memory() { operator delete(words, LINE_ALIGNMENT); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+    static constexpr std::align_val_t LINE_ALIGNMENT{LINE * sizeof(float)};
+    float* const words;
+};
+
 void attend(const AttentionCall& call, const AttentionKernel& kernel) {
     const Plan plan = make_plan(call);
     const int64_t n_pieces = plan.pieces.size(), n_merges = plan.merges.size();
-    const int64_t scratch_size = scratch_floats(plan.most_rows, call.head_dim);
-    const int64_t part_size = part_floats(FEW_QUERIES * call.group(), call.head_dim);
-    std::vector<float> parts(plan.n_parts * part_size);
+    const int64_t part_size = Part::words(FEW_QUERIES * call.group(), call.head_dim);
+    Memory parts(plan.n_parts * part_size);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
 #endif
     {
-        std::vector<float> scratch(scratch_size);
+        Memory scratch(Scratch::words(plan.most_rows, call.head_dim));
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t i = 0; i < n_pieces; i++) {
             const int64_t part = plan.parts[i];
             kernel.run(
-                call, plan.pieces[i], scratch.data(), part < 0 ? nullptr : &parts[part * part_size]
+                call, plan.pieces[i], scratch.words,
+                part < 0 ? nullptr : parts.words + part * part_size
             );
         }
 #if defined(_OPENMP)
@@ -109,7 +112,7 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
         for (int64_t i = 0; i < n_merges; i++) {
             const Merge& one = plan.merges[i];
             kernel.merge(
-                call, one.piece, &parts[one.first_part * part_size], one.n_parts, part_size
+                call, one.piece, parts.words + one.first_part * part_size, one.n_parts, part_size
             );
         }
     }
@@ -120,13 +123,10 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
 
 extern "C" {
 
-// 0: portable (128-bit vectors, as every x86-64 and arm64 has), 1: AVX2 and FMA, 2: AVX-512.
-int octavo_best_isa() { return octavo::best_isa(); }
-
 // Attention with the given instructions; 0, or 1 where the machine does not have them.
 int octavo_attention(const octavo::AttentionCall* call, int isa) {
-    if (isa < octavo::PORTABLE || isa > octavo::best_isa()) return 1;
-    octavo::attend(*call, octavo::kernel_of(octavo::Isa(isa)));
+    if (!octavo::runs(isa) || (isa == octavo::EMULATED && call->kv_dtype != octavo::INT8)) return 1;
+    octavo::attend(*call, octavo::kernel_of(isa));
     return 0;
 }
 

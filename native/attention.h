@@ -5,15 +5,19 @@
 
 namespace octavo {
 
+enum Dtype : int64_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+
 // One call's arguments; shapes and meaning are those of `octavo.kernels.paged.attention_reference`.
 struct AttentionCall {
-    const void* q;              // [T, n_heads, head_dim]
-    void* out;                  // [T, n_heads, head_dim]
-    const void* keys;           // [n_pages, n_kv_heads, page_size, head_dim]
-    const void* values;         // the same
-    const int64_t* page_table;  // [n_sequences, table_stride]
-    const int64_t* query_lens;  // [n_sequences]
-    const int64_t* kv_lens;     // [n_sequences]
+    const void* q;                 // [T, n_heads, head_dim], fp32 or bf16
+    void* out;                     // the same
+    const void* keys;              // [n_pages, n_kv_heads, page_size, head_dim], of any dtype
+    const void* values;            // the same
+    const uint16_t* key_scales;    // [n_pages, n_kv_heads, page_size] bf16, of int8 keys
+    const uint16_t* value_scales;  // the same
+    const int64_t* page_table;     // [n_sequences, table_stride]
+    const int64_t* query_lens;     // [n_sequences]
+    const int64_t* kv_lens;        // [n_sequences]
     int64_t n_sequences;
     int64_t table_stride;
     int64_t n_heads;
@@ -22,7 +26,8 @@ struct AttentionCall {
     int64_t page_size;
     int64_t window;  // tokens; 0 is full attention
     int64_t n_threads;
-    int64_t is_bf16;  // else fp32
+    int64_t q_dtype;
+    int64_t kv_dtype;
 
     int64_t group() const { return n_heads / n_kv_heads; }
 };
@@ -41,20 +46,68 @@ struct Piece {
 };
 
 constexpr int64_t BLOCK_KEYS = 64;  // keys a step
+constexpr int64_t TILE = 6;         // rows whose sums stay in registers
+constexpr int64_t LINE = 16;        // words of a line of the cache, at which everything begins
 
-// Floats that a thread works in: queries, keys, weights, and the sums with two numbers a row.
-constexpr int64_t scratch_floats(int64_t n_rows, int64_t head_dim) {
-    return n_rows * head_dim + BLOCK_KEYS * head_dim + n_rows * BLOCK_KEYS + n_rows * (head_dim + 2);
-}
+constexpr int64_t in_lines(int64_t n_words) { return (n_words + LINE - 1) / LINE * LINE; }
 
-// Where a piece leaves row r: its maximum, its total, and head_dim sums, one after another.
-constexpr int64_t part_floats(int64_t n_rows, int64_t head_dim) { return n_rows * (head_dim + 2); }
+// What a piece leaves behind, row by row: sums over its keys of values by their weights, the greatest
+// score, to which the weights are relative, and the weights' total.
+struct Part {
+    float* sums;     // [n_rows, head_dim]
+    float* highest;  // [n_rows], in logarithms to the base 2
+    float* total;    // [n_rows]
+
+    Part(float* memory, int64_t n_rows, int64_t head_dim)
+        : sums(memory), highest(memory + n_rows * head_dim), total(highest + n_rows) {}
+    static constexpr int64_t words(int64_t n_rows, int64_t head_dim) {
+        return in_lines(n_rows * (head_dim + 2));
+    }
+};
+
+// What a thread works in; words are described in native/products.h.
+struct Scratch {
+    int32_t* queries;     // [n_rows, padded(words of a head)]
+    float* query_scales;  // [n_rows]
+    int32_t* begins;      // [n_rows]: what a row's products begin with
+    int32_t* keys;        // [words of a head, BLOCK_KEYS]
+    int32_t* values;      // [words of a block, head_dim]
+    float* key_scales;    // [BLOCK_KEYS]
+    float* value_scales;  // [BLOCK_KEYS]
+    float* scores;        // [TILE, BLOCK_KEYS]
+    int32_t* weights;     // [TILE, BLOCK_KEYS]
+    float* row;           // [head_dim]
+    float* part;          // a Part's words
+
+    Scratch(float* memory, int64_t n_rows, int64_t head_dim) {
+        const auto take = [&](int64_t n) {
+            float* const here = memory;
+            memory += in_lines(n);
+            return here;
+        };
+        queries = (int32_t*)take(n_rows * in_lines(head_dim));
+        query_scales = take(n_rows);
+        begins = (int32_t*)take(n_rows);
+        keys = (int32_t*)take(BLOCK_KEYS * head_dim);
+        values = (int32_t*)take(BLOCK_KEYS * head_dim);
+        key_scales = take(BLOCK_KEYS);
+        value_scales = take(BLOCK_KEYS);
+        scores = take(TILE * BLOCK_KEYS);
+        weights = (int32_t*)take(TILE * BLOCK_KEYS);
+        row = take(head_dim);
+        part = take(Part::words(n_rows, head_dim));
+    }
+    static int64_t words(int64_t n_rows, int64_t head_dim) {
+        Scratch all(nullptr, n_rows, head_dim);
+        return (all.part - (float*)nullptr) + Part::words(n_rows, head_dim);
+    }
+};
 
 // What each instruction set implements.
 struct AttentionKernel {
     // Compute a piece. Its result goes to `part` if that is given, else to call.out.
     void (*run)(const AttentionCall& call, const Piece& piece, float* scratch, float* part);
-    // Put a piece together from the parts of its runs of keys, which lie `size` floats apart.
+    // Put a piece together from the parts of its runs of keys, which lie `size` words apart.
     void (*merge)(
         const AttentionCall& call, const Piece& piece, float* parts, int64_t n_parts, int64_t size
     );
@@ -62,7 +115,7 @@ struct AttentionKernel {
 
 extern const AttentionKernel attention_portable;
 #if defined(__x86_64__)
-extern const AttentionKernel attention_avx2, attention_avx512;
+extern const AttentionKernel attention_avx2, attention_avx512, attention_emulated;
 #endif
 
 }  // namespace octavo

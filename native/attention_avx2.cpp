@@ -2,13 +2,8 @@
 #if defined(__x86_64__)
 #define OCTAVO_KERNEL attention_avx2
 #define OCTAVO_WIDTH 8
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
+#define OCTAVO_INTEGERS Pairs
+#include "target_avx2.h"
 #include "attention_kernel.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "target_end.h"
 #endif

@@ -24,7 +24,7 @@ Attend = Callable[..., Tensor]
 
 def by_library(isa: int, *batch: Any) -> Tensor:
     loaded = attention.usable()
-    if loaded is None or isa > loaded.octavo_best_isa():
+    if loaded is None or loaded.octavo_best_isa() < isa < library.ISAS.index("emulated"):
         pytest.skip(f"no {library.ISAS[isa]} here")
     return attention._attend(loaded, isa, *batch)
 

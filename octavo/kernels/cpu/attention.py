@@ -14,13 +14,16 @@ from octavo.kernels.cpu import library as native
 from octavo.kernels.cpu.library import ISAS
 from octavo.kernels.kv_pages import KVPages
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # by their numbers in native/attention.h
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
 _FIRST_PAGE = torch.zeros(1, 1, dtype=torch.int64)
-_POINTERS = ("q", "out", "keys", "values", "page_table", "query_lens", "kv_lens")
+_POINTERS = (
+    "q", "out", "keys", "values", "key_scales", "value_scales", "page_table", "query_lens",
+    "kv_lens",
+)  # fmt: skip
 _SIZES = (
     "n_sequences", "table_stride", "n_heads", "n_kv_heads", "head_dim", "page_size", "window",
-    "n_threads", "is_bf16",
+    "n_threads", "q_dtype", "kv_dtype",
 )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def _serves(q: Tensor, pages: KVPages) -> bool:
     return (
         q.device.type == "cpu"
         and q.dtype in DTYPES
-        and pages.keys.dtype == q.dtype
+        and pages.keys.dtype in DTYPES
         and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
     )
 
@@ -92,17 +95,16 @@ def _attend(
 ) -> Tensor:
     """The same with given instructions, an index into ISAS that the machine has."""
     _, n_heads, head_dim = q.shape
-    keys, values = pages.keys, pages.values
-    _, n_kv_heads, page_size, _ = keys.shape
-    assert keys.is_contiguous() and values.is_contiguous()
+    _, n_kv_heads, page_size, _ = pages.keys.shape
+    assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
     q, page_table = q.contiguous(), page_table.contiguous()
     out = torch.empty_like(q)
     lens = torch.tensor([query_lens, kv_lens], dtype=torch.int64)
     call = _Call(
-        q.data_ptr(), out.data_ptr(), keys.data_ptr(), values.data_ptr(), page_table.data_ptr(),
+        q.data_ptr(), out.data_ptr(), *native.pointers(pages), page_table.data_ptr(),
         lens[0].data_ptr(), lens[1].data_ptr(), len(page_table), page_table.shape[1], n_heads,
         n_kv_heads, head_dim, page_size, window or 0, torch.get_num_threads(),
-        q.dtype == torch.bfloat16,
+        DTYPES.index(q.dtype), DTYPES.index(pages.keys.dtype),
     )  # fmt: skip
     if library.octavo_attention(ctypes.byref(call), isa):
         raise ValueError(f"this machine does not run {ISAS[isa]}")

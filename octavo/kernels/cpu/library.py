@@ -10,14 +10,16 @@ from __future__ import annotations
 import ctypes
 import logging
 import sysconfig
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger("octavo")
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "emulated")  # by their numbers in native/isa.h
 LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 
 
@@ -38,6 +40,11 @@ def load() -> ctypes.CDLL | None:
 def distrust(what: str) -> None:
     """Say that a kernel failed its self-check, and that its twin in PyTorch takes its place."""
     logger.warning("octavo: %s of %s computes wrong here; PyTorch's runs", what, LIBRARY)
+
+
+def pointers(tensors: Iterable[Tensor | None]) -> list[int | None]:
+    """Where their memory begins; None for none."""
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _offer_openmp() -> None:

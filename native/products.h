@@ -1,0 +1,204 @@
+// Sums of products, a word of 32 bits at a time: a word holds one number, or two or four small ones
+// of neighbouring depth, and the instructions multiply and add those in one go. Keys, values, queries
+// and weights are turned into such words; what does so, and multiplies them, is a type here.
+#pragma once
+
+#include "vectors.h"
+
+namespace octavo {
+namespace {
+
+// Bytes go by blocks of 32, half of the widest vector: a row of them may end in the middle of one.
+constexpr int64_t PAD_WORDS = 16;
+constexpr int64_t padded(int64_t n_words) { return (n_words + PAD_WORDS - 1) / PAD_WORDS * PAD_WORDS; }
+
+// Floating point: one number a word, fp32.
+struct Singles {
+    static constexpr int N = 1;
+    static constexpr bool COARSE = false;  // what is enough for the weights' exponential
+    typedef Vec Sum;
+
+    static Sum add(Sum sum, IntVec a, IntVec b) { return sum + (Vec)a * (Vec)b; }
+    static Vec floats(Sum sum) { return sum; }
+    static Sum start(int32_t) { return Sum{}; }
+
+    // W words of one token.
+    template <typename T>
+    static IntVec words(const T* p, int64_t) {
+        return (IntVec)load(p);
+    }
+    // Words of W neighbouring elements of N tokens.
+    template <typename T>
+    static IntVec interleave(const T* const* tokens, int64_t d) {
+        return (IntVec)load(tokens[0] + d);
+    }
+    // A query; gives what its products are to be multiplied by.
+    static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
+        memcpy(words, q, n * sizeof *q);
+        *begin = 0;
+        return 1.0f;
+    }
+    // W weights from the k-th on, into a row of words; gives what they were multiplied by.
+    static void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
+        store((float*)words + k, weights);
+    }
+    static constexpr float MOST = 1.0f;
+};
+
+// A query in integers of at most `most`, as Q; gives its scale. They are summed up in *sum.
+template <typename Q>
+inline float quantize_query(const float* q, int64_t n, float most, Q* out, int32_t* sum) {
+    typedef Q Narrow __attribute__((vector_size(W * sizeof(Q))));
+    float scale = largest_magnitude(q, n) / most;
+    if (scale == 0.0f) scale = 1.0f;
+    const Vec inverse = splat(1.0f / scale);
+    IntVec total = IntVec{};
+    for (int64_t d = 0; d < n; d += W) {
+        const IntVec rounded = round_to_int(load(q + d) * inverse);
+        const Narrow narrow = __builtin_convertvector(rounded, Narrow);
+        memcpy(out + d, &narrow, sizeof narrow);
+        total += rounded;
+    }
+    *sum = 0;
+    for (int i = 0; i < W; i++) *sum += total[i];
+    return scale;
+}
+
+// int8 keys and values, times queries and weights of 14 and 15 bits: two a word, as int16.
+struct Pairs {
+    static constexpr int N = 2;
+    static constexpr bool COARSE = true;
+    typedef IntVec Sum;
+
+    static Sum add(Sum sum, IntVec a, IntVec b) {
+#if OCTAVO_WIDTH == 8
+        return sum + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif OCTAVO_WIDTH == 4 && defined(__SSE2__)
+        return sum + (IntVec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+        return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+    }
+    static Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
+    static Sum start(int32_t) { return Sum{}; }
+
+    static IntVec words(const int8_t* p, int64_t) {
+        typedef int8_t Narrow __attribute__((vector_size(2 * W)));
+        typedef int16_t Wide __attribute__((vector_size(4 * W)));
+        Narrow narrow;
+        memcpy(&narrow, p, sizeof narrow);
+        return (IntVec)__builtin_convertvector(narrow, Wide);
+    }
+    static IntVec interleave(const int8_t* const* tokens, int64_t d) {
+#if OCTAVO_WIDTH == 8
+        const __m128i a = _mm_loadl_epi64((const __m128i*)(tokens[0] + d));
+        const __m128i b = _mm_loadl_epi64((const __m128i*)(tokens[1] + d));
+        return (IntVec)_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+#else
+        typedef int8_t Narrow __attribute__((vector_size(W)));
+        Narrow a, b;
+        memcpy(&a, tokens[0] + d, sizeof a);
+        memcpy(&b, tokens[1] + d, sizeof b);
+        return (__builtin_convertvector(a, IntVec) & 0xFFFF) |
+               (__builtin_convertvector(b, IntVec) << 16);
+#endif
+    }
+    // 8,191 · 127 · head_dim stays below 2^31 up to 2,064.
+    static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
+        const float scale = quantize_query(q, n, 8191.0f, (int16_t*)words, begin);
+        return scale;
+    }
+    static void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
+        typedef int16_t Narrow __attribute__((vector_size(2 * W)));
+        const IntVec rounded = round_low(weights * load(scales + k));
+        const Narrow narrow = __builtin_convertvector(rounded, Narrow);
+        memcpy((int16_t*)words + k, &narrow, sizeof narrow);
+    }
+    static constexpr float MOST = 32767.0f;  // times 127 and a block's 64 keys: below 2^28
+};
+
+// The same in four bytes a word, for instructions that multiply unsigned by signed: keys plus 128 by
+// queries of 8 bits, which adds 128 times the query's own sum, and weights of 8 bits by values.
+struct Quads {
+    static constexpr int N = 4;
+    static constexpr bool COARSE = true;
+    typedef IntVec Sum;
+
+    static Sum add(Sum sum, IntVec a, IntVec b) {  // a is unsigned
+#if defined(OCTAVO_VNNI)
+        // Written out, since GCC 12 spills the sums of its own intrinsic.
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+        for (int i = 0; i < 32; i += 8) sum += ((a >> i) & 255) * ((b << (24 - i)) >> 24);
+#endif
+        return sum;
+    }
+    static Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
+    static Sum start(int32_t begin) { return splat(begin); }
+
+    static IntVec words(const int8_t* p, int64_t n) {
+        IntVec v = IntVec{};
+        if (n >= 4 * W) memcpy(&v, p, 4 * W);
+        else memcpy(&v, p, 2 * W);
+        return v ^ int32_t(0x80808080);
+    }
+    static IntVec interleave(const int8_t* const* tokens, int64_t d) {
+        IntVec v;
+#if defined(OCTAVO_VNNI)
+        const auto part = [&](int i) { return _mm_loadu_si128((const __m128i*)(tokens[i] + d)); };
+        __m512i all = _mm512_castsi128_si512(part(0));
+        all = _mm512_inserti32x4(all, part(1), 1);
+        all = _mm512_inserti32x4(all, part(2), 2);
+        v = (IntVec)_mm512_inserti32x4(all, part(3), 3);
+#else
+        for (int i = 0; i < 4; i++) memcpy((char*)&v + i * W, tokens[i] + d, W);
+#endif
+        // Four bytes of each token become neighbours, then bytes of the same element.
+        IntVec index;
+        for (int i = 0; i < W; i++) index[i] = i % 4 * (W / 4) + i / 4;
+        const ByteVec bytes = (ByteVec)shuffle(v, v, index);
+        ByteVec within;
+        for (int i = 0; i < 4 * W; i++) within[i] = i / 16 * 16 + i % 4 * 4 + i % 16 / 4;
+#if defined(__clang__)
+        ByteVec out;
+        for (int i = 0; i < 4 * W; i++) out[i] = bytes[within[i]];
+        return (IntVec)out;
+#else
+        return (IntVec)__builtin_shuffle(bytes, within);
+#endif
+    }
+    static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
+        const float scale = quantize_query(q, n, 127.0f, (int8_t*)words, begin);
+        *begin *= -128;
+        return scale;
+    }
+    static void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
+        typedef uint8_t Narrow __attribute__((vector_size(W)));
+        const IntVec rounded = round_low(weights * load(scales + k));
+        const Narrow narrow = __builtin_convertvector(rounded, Narrow);
+        memcpy((uint8_t*)words + k, &narrow, sizeof narrow);
+    }
+    static constexpr float MOST = 255.0f;
+};
+
+// sums[r][c] += the product, over `depth` words, of row r and of W columns from the c-th W on.
+// SIGNED tells which side is unsigned for `Quads`: the columns if it is set, else the rows.
+template <class Dot, int ROWS, int COLUMNS, bool SIGNED, class Columns>
+inline void multiply(
+    const int32_t* rows, int64_t stride, int64_t depth, const Columns& columns,
+    typename Dot::Sum (&sums)[ROWS][COLUMNS]
+) {
+    for (int64_t i = 0; i < depth; i++) {
+        IntVec column[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) column[c] = columns(i, c);
+        for (int r = 0; r < ROWS; r++) {
+            const IntVec row = splat(rows[r * stride + i]);
+            for (int c = 0; c < COLUMNS; c++)
+                sums[r][c] = SIGNED ? Dot::add(sums[r][c], column[c], row)
+                                    : Dot::add(sums[r][c], row, column[c]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,161 @@
+// Vectors of OCTAVO_WIDTH lanes of 32 bits, and what kernels do with them.
+//
+// They are GCC's and Clang's own (`vector_size`), which become whatever the target has. Nothing of
+// the standard library's templates is used in a kernel: a copy of one that was built for wide
+// instructions could be linked into code that runs without them.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace octavo {
+namespace {
+
+constexpr int W = OCTAVO_WIDTH;
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef int32_t IntVec __attribute__((vector_size(4 * W)));
+typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
+typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t within(int64_t x, int64_t high) { return x < 0 ? 0 : x > high ? high : x; }
+
+inline Vec splat(float x) { return x - Vec{}; }
+inline IntVec splat(int32_t x) { return x - IntVec{}; }
+
+inline Vec load(const float* p) {
+    Vec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+inline IntVec load(const int32_t* p) {
+    IntVec v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Vec load(const uint16_t* p) {  // a bf16 number is the upper half of an fp32 one
+    HalfVec half;
+    memcpy(&half, p, sizeof half);
+    return (Vec)(__builtin_convertvector(half, IntVec) << 16);
+}
+inline void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+inline void store(int32_t* p, IntVec v) { memcpy(p, &v, sizeof v); }
+inline void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
+    const IntVec bits = (IntVec)v;
+    const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    const HalfVec half = __builtin_convertvector(v == v ? rounded : splat(0x7FC0), HalfVec);
+    memcpy(p, &half, sizeof half);
+}
+
+// To the nearest whole number, for |x| < 2^22: adding 1.5 * 2^23 rounds, and leaves it in the lowest
+// 22 bits. `round_low` stops there.
+inline IntVec round_low(Vec x) { return (IntVec)(x + splat(12582912.0f)); }
+inline IntVec round_to_int(Vec x) { return round_low(x) - 0x4B400000; }
+
+// Lanes of a, then of b, by their indices.
+inline IntVec shuffle(IntVec a, IntVec b, IntVec index) {
+#if defined(__clang__)
+    IntVec out;
+    for (int i = 0; i < W; i++) out[i] = index[i] < W ? a[index[i]] : b[index[i] - W];
+    return out;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// Of each run of 2 H lanes: its first half from a and then from b; its second half likewise.
+template <int H>
+inline void exchange(IntVec& a, IntVec& b) {
+    IntVec low, high;
+    for (int i = 0; i < W; i++) {
+        low[i] = i & H ? W + i - H : i;
+        high[i] = i & H ? W + i : i + H;
+    }
+    const IntVec first = shuffle(a, b, low), second = shuffle(a, b, high);
+    a = first;
+    b = second;
+}
+
+// Lane i of vector j becomes lane j of vector i.
+template <int H = W / 2>
+inline void transpose(IntVec (&v)[W]) {
+    for (int i = 0; i < W; i++)
+        if (!(i & H)) exchange<H>(v[i], v[i + H]);
+    if constexpr (H > 1) transpose<H / 2>(v);
+}
+
+// Lane i of the result, left in v[0], is the sum of v[i]'s lanes.
+template <int H = W / 2, typename V>
+inline void sum_each(V (&v)[W]) {
+    for (int i = 0; i < H; i++) {
+        IntVec a = (IntVec)v[i], b = (IntVec)v[i + H];
+        exchange<H>(a, b);
+        v[i] = (V)a + (V)b;
+    }
+    if constexpr (H > 1) sum_each<H / 2>(v);
+}
+
+// Each lane, and the one that is H lanes away.
+template <int H, typename V>
+inline V swap_lanes(V v) {
+    IntVec index;
+    for (int i = 0; i < W; i++) index[i] = i ^ H;
+    return (V)shuffle((IntVec)v, (IntVec)v, index);
+}
+template <int H = W / 2>
+inline float sum(Vec v) {
+    v += swap_lanes<H>(v);
+    if constexpr (H > 1) return sum<H / 2>(v);
+    return v[0];
+}
+template <int H = W / 2, typename V>
+inline auto largest(V v) {
+    const V other = swap_lanes<H>(v);
+    v = other > v ? other : v;
+    if constexpr (H > 1) return largest<H / 2>(v);
+    else return v[0];
+}
+
+// max|x| of n numbers. As integers, so that it is a NaN if there is one among them.
+inline float largest_magnitude(const float* x, int64_t n) {
+    IntVec most = IntVec{};
+    for (int64_t i = 0; i < n; i += W) {
+        const IntVec bits = (IntVec)load(x + i) & 0x7FFFFFFF;
+        most = bits > most ? bits : most;
+    }
+    const int32_t bits = largest(most);
+    float out;
+    memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// 2^x for x <= 0, to 1e-7 of it, or for COARSE to 8e-5; 2e-38 for all that is less, and for
+// -infinity. The coefficients are those with the smallest relative error in -0.5…0.5.
+template <bool COARSE>
+inline Vec exp2(Vec x) {
+    x = x < splat(-125.0f) ? splat(-125.0f) : x;  // and a NaN stays
+    const Vec shifted = x + splat(12582912.0f);
+    const Vec f = x - (shifted - splat(12582912.0f));
+    Vec y;
+    if constexpr (COARSE) {
+        y = splat(0.0551716695f);
+        y = y * f + splat(0.242611125f);
+        y = y * f + splat(0.693260986f);
+        y = y * f + splat(0.999928073f);
+    } else {
+        y = splat(0.0013276472f);
+        y = y * f + splat(0.00967554138f);
+        y = y * f + splat(0.0555071327f);
+        y = y * f + splat(0.240221197f);
+        y = y * f + splat(0.693146967f);
+        y = y * f + splat(1.00000007f);
+    }
+    return (Vec)((IntVec)y + ((IntVec)shifted << 23));
+}
+
+}  // namespace
+}  // namespace octavo

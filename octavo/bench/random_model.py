@@ -30,7 +30,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
     with torch.device("meta"):
         model = Transformer(config)
     # Handed over, so that whoever packs the weights may let go of one after the other.
-    return model.with_weights(random_state(config, seed))
+    return model.with_weights(random_state(config, seed)).pack()
 
 
 def random_state(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from octavo.cli.demo import demo
 from octavo.cli.download import download
 from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
+from octavo.cli.passkey import passkey
 from octavo.cli.quantize import QuantizeCommand, quantize
 from octavo.cli.serve import serve
 from octavo.errors import OctavoError, is_out_of_memory
@@ -33,6 +34,9 @@ app = typer.Typer(
 for command in (demo, chat, generate, serve, inspect, download, bench):
     app.command()(command)
 app.command(cls=QuantizeCommand)(quantize)
+evaluate = typer.Typer(help="Measure what a model can do.", no_args_is_help=True)
+evaluate.command()(passkey)
+app.add_typer(evaluate, name="eval")
 
 
 @app.callback(invoke_without_command=True)

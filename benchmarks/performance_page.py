@@ -110,26 +110,27 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    height = 0.3 * len(shown) + 1.2
-    chart, axes = plt.subplots(figsize=(8, height), layout="constrained")
-    axes.barh(
-        range(len(shown)), [row.ratio for row in shown],
-        color=[COLOURS[row.against] for row in shown], height=0.7,
-    )  # fmt: skip
+    chart, axes = plt.subplots(figsize=(8, 0.3 * len(shown) + 1.2), layout="constrained")
+    axes.set_xscale("log")  # twice as fast and half as fast are as far from 1
     for i, row in enumerate(shown):
-        axes.text(row.ratio, i, f" {row.ratio:.2f}", va="center", fontsize=8)
+        axes.barh(i, row.ratio - 1, left=1, color=COLOURS[row.against], height=0.7)
+        axes.text(max(row.ratio, row.target or 1), i, f"  {row.ratio:.2f}", va="center", fontsize=8)
         if row.target is not None:
             axes.plot([row.target] * 2, [i - 0.45, i + 0.45], color="black", linewidth=2)
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [row.what for row in shown], fontsize=8)
+    axes.set_yticks(range(len(shown)), [f"{row.what} / {row.against}" for row in shown], fontsize=8)
     axes.set_xlabel("octavo's tokens/s by the peer's")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.08, y=0.01)
     peers = [peer for peer in COLOURS if any(row.against == peer for row in shown)]
     handles: list[Any] = [Patch(color=COLOURS[peer], label=f"by {peer}") for peer in peers]
     handles.append(Line2D([], [], color="black", linewidth=2, label="target"))
-    axes.legend(handles=handles, loc="lower right", fontsize=8)
+    chart.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8)
     chart.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(chart)
     return True

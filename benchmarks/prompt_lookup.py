@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import make_parser, write_json
 from octavo.bench.random_model import random_state
@@ -31,7 +32,9 @@ def main() -> None:
     config = quantised(find_shape(options.shape, options.layers), "w8a8", "bf16")
     if config.vocab_size % options.period:
         raise SystemExit(f"--period: {options.period} does not divide {config.vocab_size} tokens")
-    model = repeating_model(config, options.period)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model.with_weights(repeating_state(config, options.period)).pack()
     rows = {on: measure(model, options, on) for on in (False, True)}
     same = rows[True]["tokens"] == rows[False]["tokens"]
     result: dict[str, Any] = {
@@ -67,17 +70,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def repeating_model(config: ModelConfig, period: int) -> Transformer:
-    """A model in which every token is followed by the next of its run of `period`."""
+def repeating_state(config: ModelConfig, period: int) -> dict[str, Tensor]:
+    """Weights with which every token is followed by the next of its run of `period`."""
     state = random_state(config)
     for name, tensor in state.items():
         if name.endswith(("wo.weight_scale", "w2.weight_scale")):
             tensor.zero_()
     embedding = state["tok_embeddings.weight"].unflatten(0, (-1, period))
     state["output.weight"] = embedding.roll(1, dims=1).flatten(0, 1)
-    with torch.device("meta"):
-        model = Transformer(config)
-    return model.with_weights(state)
+    return state
 
 
 def measure(model: Transformer, options: argparse.Namespace, on: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VLLM, LLAMA = "vLLM", "llama.cpp"
-RATE = "the machine's read rate"
+RATE, INT8 = "the machine reads", "the machine's int8"
 
 Result = Mapping[str, Any]
 
@@ -99,23 +99,37 @@ def _prefill(result: Result) -> Iterator[Row]:
 def _long_context(result: Result) -> Iterator[Row]:
     """Keys and values read at the end of a long context: a step's bytes and time beyond those of a
     step at the beginning."""
-    own, short = (result["octavo"].get(name) for name in ("context", "decode_int8_head"))
-    if own is None or not short or "1" not in short:
+    own = result["octavo"].get("context")
+    short = result["octavo"].get("decode_int8_head", {}).get("1")
+    if own is None or short is None:
         return
-    n_bytes = own["kv_bytes"] - short["1"]["kv_bytes"]
-    seconds = own["decode_step_s"] - short["1"]["decode_step_s"]
-    yield Row(
-        f"decode after {own['context']:,} tokens: keys and values read", n_bytes / seconds / 1e9,
-        own["machine_read_gb_s"], RATE, "GB/s", 0.75,
-    )  # fmt: skip
+    gigabytes = [run["read_gb_s"] * run["decode_step_s"] for run in (own, short)]
+    seconds = own["decode_step_s"] - short["decode_step_s"]
+    if seconds > 0:
+        yield Row(
+            f"decode after {own['context']:,} tokens: keys and values read",
+            (gigabytes[0] - gigabytes[1]) / seconds, own["machine_read_gb_s"], RATE, "GB/s", 0.75,
+        )  # fmt: skip
 
 
 def _attention(result: Result) -> Iterator[Row]:
-    """Attention alone, beside PyTorch's; the targets are rates and not ratios to it."""
-    targets = {"int8": 1.2, "bf16": 0.6}
-    for kv, tflops in result.get("attention", {}).get("prefill_tflop_s", {}).items():
-        if kv in targets:
-            yield Row(f"attention alone, {kv} KV", tflops, 1.0, "1 TFLOP/s", "TFLOP/s", targets[kv])
+    """Attention alone over a full layer, by the largest chunk: the targets are rates."""
+    alone = result.get("attention")
+    if alone is None:
+        return
+    full = [row for row in alone["rows"] if row["window"] is None and row["queries"] > 1]
+    most = max((row["queries"] for row in full), default=0)
+    rows = {row["by"]: row for row in full if row["queries"] == most}
+    for kv, target in (("int8", 1.2), ("bf16", 0.6)):
+        own = rows.get(f"octavo, {kv} KV")
+        if own is None:
+            continue
+        what = f"attention alone, {most:,} queries x {own['keys']:,} keys, {kv} KV"
+        yield Row(what, own["tflop_s"], target, "the target", "TFLOP/s", 1.0)
+        if "PyTorch, bf16" in rows:
+            yield Row(what, own["tflop_s"], rows["PyTorch, bf16"]["tflop_s"], "SDPA", "TFLOP/s")
+        if kv == "int8" and alone["machine_int8_tops"]:
+            yield Row(what, own["tflop_s"], alone["machine_int8_tops"], INT8, "TFLOP/s")
 
 
 def _start(result: Result) -> Iterator[Row]:
@@ -129,12 +143,18 @@ def _start(result: Result) -> Iterator[Row]:
 
 def _memory(result: Result) -> Iterator[Row]:
     """The most memory, beside that of weights and cache."""
-    for name, what in (("context", "at the end of the context"), ("full", "all layers")):
-        own = result["octavo"].get(name)
-        if own is not None:
-            held = own["weights_bytes"] + own["kv_bytes"]
+    own = result["octavo"]
+    runs = {
+        f"{result['layers']} layers": own.get("decode_int8_head", {}).get("1"),
+        f"{result['layers']} layers at the end of the context": own.get("context"),
+        "all layers": own.get("full"),
+        "all layers at the end of the context": own.get("full_context"),
+    }
+    for what, run in runs.items():
+        if run is not None:
+            held = run["weights_bytes"] + run["kv_bytes"]
             yield Row(
-                f"peak memory, {what}", own["peak_rss_bytes"] / 1e9, held / 1e9, "weights and KV",
+                f"peak memory, {what}", run["peak_rss_bytes"] / 1e9, held / 1e9, "weights and KV",
                 "GB", 1.1, at_most=True,
             )  # fmt: skip
 

@@ -5,16 +5,16 @@
 #include <memory>
 #include <vector>
 
-extern "C" int octavo_best_isa();
+#include "isa.h"
 
 namespace octavo {
 namespace {
 
-bool has(int isa) { return isa >= 0 && isa <= 1 && isa <= octavo_best_isa(); }
+bool has(int isa) { return isa <= AVX2 && runs(isa); }
 
 const LinearKernels& kernels_of(int isa) {
 #if defined(__x86_64__)
-    if (isa == 1) return linears_avx2;
+    if (isa == AVX2) return linears_avx2;
 #endif
     (void)isa;
     return linears_portable;
@@ -56,10 +56,16 @@ void multiply(const BF16Call& call, const LinearKernels& kernels) {
     const int64_t block = 64;  // outputs
     const int64_t n_blocks = (call.n_outputs + block - 1) / block;
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(int(call.n_threads)) if (call.n_threads > 1) schedule(dynamic)
+#pragma omp parallel num_threads(int(call.n_threads)) if (n_blocks > 1 && call.n_threads > 1)
 #endif
-    for (int64_t i = 0; i < n_blocks; i++)
-        kernels.bf16(call, i * block, std::min((i + 1) * block, call.n_outputs));
+    {
+        std::vector<float> sums(block * call.n_tokens);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t i = 0; i < n_blocks; i++)
+            kernels.bf16(call, i * block, std::min((i + 1) * block, call.n_outputs), sums.data());
+    }
 }
 
 void pack(const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int n_threads) {
@@ -105,7 +111,8 @@ void octavo_pack_w8(
     octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads));
 }
 
-// These give 0, or 1 where the machine does not have the instructions (0: portable, 1: AVX2).
+// These give 0, or 1 where the machine does not have the instructions, or linears are not built for
+// them.
 
 int octavo_linear_w8a8(const octavo::W8A8Call* call, int isa) {
     if (!octavo::has(isa)) return 1;

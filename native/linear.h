@@ -73,8 +73,8 @@ constexpr int64_t INPUT_MULTIPLE = 16;
 // What each instruction set implements.
 struct LinearKernels {
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
-    // The outputs first…stop-1 of all tokens.
-    void (*bf16)(const BF16Call& call, int64_t first, int64_t stop);
+    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
+    void (*bf16)(const BF16Call& call, int64_t first, int64_t stop, float* sums);
     // One token, in a row of n_columns floats.
     void (*quantize)(const QuantizeCall& call, int64_t token, float* row);
 };

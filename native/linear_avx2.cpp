@@ -1,19 +1,11 @@
 // 256-bit vectors.
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #define OCTAVO_WIDTH 8
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
+#include "target_avx2.h"
 #include "bf16_kernel.h"
 #include "quantize_kernel.h"
 #include "w8a8_kernel.h"
 
 const octavo::LinearKernels octavo::linears_avx2 = {run_w8a8, run_bf16, run_quantize};
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "target_end.h"
 #endif

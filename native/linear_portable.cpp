@@ -1,8 +1,4 @@
 // 128-bit vectors: SSE2 on x86-64, NEON on arm64.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #define OCTAVO_WIDTH 4
 #include "bf16_kernel.h"
 #include "quantize_kernel.h"

@@ -1,12 +1,12 @@
 // One token's row to int8, written once and built for each instruction set; all of it in fp32.
 #include "linear.h"
-#include "simd.h"
+#include "vectors.h"
 
 namespace octavo {
 namespace {
 
-constexpr float ROUNDING = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to a whole number
-constexpr int32_t ROUNDING_BITS = 0x4B400000;
+constexpr float LOG2_E = 1.4426950408889634f;
+typedef int8_t QuarterVec __attribute__((vector_size(W)));
 
 template <typename T>
 void rms_norm(const T* x, const T* weight, float* row, int64_t n, float eps) {
@@ -25,7 +25,7 @@ void silu_mul(const T* gate, const T* up, float* row, int64_t n) {
     for (int64_t i = 0; i < n; i += W) {
         const Vec x = load(gate + i);
         const IntVec negative = x < splat(0.0f);
-        const Vec e = exp_nonpositive(negative ? x : -x);
+        const Vec e = exp2<false>((negative ? x : -x) * splat(LOG2_E));
         const Vec sigmoid = (negative ? e : splat(1.0f)) / (splat(1.0f) + e);
         store(row + i, x * sigmoid * load(up + i));
     }
@@ -33,22 +33,11 @@ void silu_mul(const T* gate, const T* up, float* row, int64_t n) {
 
 // scale = max|x| / 127 and q = x / scale, to the nearest, ties to even. A NaN makes the scale NaN.
 void quantize_row(const float* row, int64_t n, int8_t* q, float* scale) {
-    IntVec most = {};  // of floats without a sign the bits are in the floats' own order, NaN last
-    for (int64_t i = 0; i < n; i += W) {
-        const IntVec bits = (IntVec)load(row + i) & 0x7FFFFFFF;
-        most = bits > most ? bits : most;
-    }
-    int32_t bits = 0;
-    for (int i = 0; i < W; i++) bits = most[i] > bits ? most[i] : bits;
-    float largest;
-    memcpy(&largest, &bits, sizeof largest);
+    const float largest = largest_magnitude(row, n);
     *scale = largest == 0 ? 1.0f : largest / 127.0f;
     const Vec divisor = splat(*scale);
     for (int64_t i = 0; i < n; i += W) {
-        const Vec rounded = load(row + i) / divisor + splat(ROUNDING);
-        IntVec whole = (IntVec)rounded - ROUNDING_BITS;
-        whole = whole > 127 ? splat(int32_t(127)) : whole;
-        whole = whole < -127 ? splat(int32_t(-127)) : whole;
+        const IntVec whole = round_to_int(load(row + i) / divisor);
         const QuarterVec bytes = __builtin_convertvector(whole, QuarterVec);
         memcpy(q + i, &bytes, sizeof bytes);
     }

@@ -4,7 +4,7 @@
 // int32. (Without VNNI, x86's own product of bytes, `vpmaddubsw`, saturates, and oneDNN's int8 matrix
 // product with it.)
 #include "linear.h"
-#include "simd.h"
+#include "products.h"
 
 namespace octavo {
 namespace {
@@ -17,6 +17,15 @@ constexpr int TILE = 2;
 constexpr int64_t PREFETCH = 2048;  // bytes ahead; without it two cores read a fifth slower
 constexpr int PARTS = PANEL / W;  // vectors a panel's row of sums
 
+// 2 W bytes as the int16 pairs of W words. (GCC makes several steps of this one instruction.)
+inline IntVec load_bytes(const int8_t* p) {
+#if OCTAVO_WIDTH == 8
+    return (IntVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#else
+    return Pairs::words(p, W);
+#endif
+}
+
 // sums[token][PANEL] += inputs · weights over a block of inputs, for TOKENS tokens.
 template <int TOKENS>
 void add_tile(
@@ -24,20 +33,20 @@ void add_tile(
 ) {
     IntVec own[TOKENS][PARTS];
     for (int t = 0; t < TOKENS; t++)
-        for (int i = 0; i < PARTS; i++) own[t][i] = load_as<IntVec>(sums + t * PANEL + i * W);
+        for (int i = 0; i < PARTS; i++) own[t][i] = load(sums + t * PANEL + i * W);
     for (int64_t k = 0; k < n_inputs; k += 2) {
         __builtin_prefetch(weights + k * PANEL + PREFETCH);
-        ShortVec w[PARTS];
+        IntVec w[PARTS];
         for (int i = 0; i < PARTS; i++) w[i] = load_bytes(weights + k * PANEL + i * 2 * W);
         for (int t = 0; t < TOKENS; t++) {
             int32_t pair;
             memcpy(&pair, inputs + t * stride + k, sizeof pair);
-            const ShortVec x = (ShortVec)splat(pair);
-            for (int i = 0; i < PARTS; i++) own[t][i] = add_products(own[t][i], w[i], x);
+            const IntVec x = splat(pair);
+            for (int i = 0; i < PARTS; i++) own[t][i] = Pairs::add(own[t][i], w[i], x);
         }
     }
     for (int t = 0; t < TOKENS; t++)
-        for (int i = 0; i < PARTS; i++) memcpy(sums + t * PANEL + i * W, &own[t][i], 4 * W);
+        for (int i = 0; i < PARTS; i++) store(sums + t * PANEL + i * W, own[t][i]);
 }
 
 // A tile for each number of tokens, so that the compiler knows it; of about the same size, since a
@@ -76,7 +85,7 @@ void scale_panel(
         const int64_t token = piece.first_token + t;
         T results[PANEL];
         for (int64_t i = 0; i < PANEL; i += W) {
-            const IntVec own = load_as<IntVec>(sums + t * PANEL + i);
+            const IntVec own = load(sums + t * PANEL + i);
             const Vec x = __builtin_convertvector(own, Vec) * splat(call.scale[token]);
             store(results + i, x * load(factors + i));
         }

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.config import ModelConfig
 from octavo.model import Transformer
+from octavo.model.linear import LinearW8A8
 
 DTYPE = torch.bfloat16  # of what is not quantised, and of the computation
 BLOCK_ELEMENTS = 2**22 + 257  # odd, so that equal numbers are not below each other in a matrix
@@ -21,7 +22,7 @@ _INT8_STD = math.sqrt(INT8_MAX * (INT8_MAX + 1) / 3)  # of whole numbers from -1
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    """A model whose weights are random, bf16 or quantised as the config says.
+    """A model whose weights are random, bf16 or quantised as the config says, and packed.
 
     Args:
         config: with `quantization` None or W8A8.
@@ -29,34 +30,48 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
     """
     with torch.device("meta"):
         model = Transformer(config)
-    # Handed over, so that whoever packs the weights may let go of one after the other.
-    return model.with_weights(random_state(config, seed)).pack()
+    blocks = RandomBlocks(seed)
+    # One module at a time, the largest first: while a weight is packed it is in memory twice.
+    for name, module in sorted(model.named_modules(), key=lambda each: -_n_elements(each[1])):
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if name == "output" and config.tied_embeddings:
+            continue
+        state = {key: random_tensor(config, f"{name}.{key}", like, blocks) for key, like in tensors}
+        if state:
+            module.load_state_dict(state, strict=True, assign=True)
+        del state
+        if isinstance(module, LinearW8A8):
+            module.pack()
+    if config.tied_embeddings:
+        model.output.weight = model.tok_embeddings.weight
+    return model.requires_grad_(False).eval()
 
 
 def random_state(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
-    """The weights of `random_model`, by their names in `octavo.model`.
-
-    Norms are 1, and all else is such that activations keep their size.
-    """
+    """Such weights by their names in `octavo.model`, not packed."""
     with torch.device("meta"):
         tensors = Transformer(config).state_dict()
+    if config.tied_embeddings:
+        del tensors["output.weight"]
     blocks = RandomBlocks(seed)
-    state: dict[str, Tensor] = {}
-    for name, like in tensors.items():
-        shape = tuple(like.shape)
-        if name == "output.weight" and config.tied_embeddings:
-            continue
-        if name.endswith("norm.weight"):
-            state[name] = torch.ones(shape, dtype=DTYPE)
-        elif name.endswith("weight_scale"):
-            in_features = config.linear_shape(name.rsplit(".", 1)[0])[1]
-            state[name] = torch.full(shape, 1 / (_INT8_STD * math.sqrt(in_features)))
-        elif like.dtype == torch.int8:
-            state[name] = blocks.integers(torch.empty(shape, dtype=like.dtype))
-        else:
-            out = torch.empty(shape, dtype=DTYPE)
-            state[name] = blocks.normal(out, 1 / math.sqrt(shape[-1]))
-    return state
+    return {name: random_tensor(config, name, like, blocks) for name, like in tensors.items()}
+
+
+def random_tensor(config: ModelConfig, name: str, like: Tensor, blocks: RandomBlocks) -> Tensor:
+    """Of a weight's name, shape and type: with it, activations keep their size. Norms are 1."""
+    if name.endswith("norm.weight"):
+        return torch.ones(like.shape, dtype=DTYPE)
+    if name.endswith("weight_scale"):
+        in_features = config.linear_shape(name.rsplit(".", 1)[0])[1]
+        return torch.full(like.shape, 1 / (_INT8_STD * math.sqrt(in_features)))
+    if like.dtype == torch.int8:
+        return blocks.integers(torch.empty(like.shape, dtype=like.dtype))
+    return blocks.normal(torch.empty(like.shape, dtype=DTYPE), 1 / math.sqrt(like.shape[-1]))
+
+
+def _n_elements(module: nn.Module) -> int:
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return sum(tensor.numel() for tensor in own)
 
 
 class RandomBlocks:

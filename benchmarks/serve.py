@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shlex
 import signal
 import socket
@@ -33,6 +32,7 @@ from typing import Any
 import httpx2 as httpx
 
 from benchmarks.load import make_chats, run_load
+from benchmarks.machine import cores, cpu_name
 from octavo.checkpoint import resolve_model
 
 NAME = "model"  # that both serve
@@ -267,21 +267,6 @@ def print_table(result: Row) -> None:
 def cell(seconds: float | None, factor: float = 1) -> str:
     """Three digits of a figure that there may not be."""
     return "none" if seconds is None else f"{seconds * factor:.3g}"
-
-
-def cores() -> list[int]:
-    """Those that this process may use."""
-    return sorted(os.sched_getaffinity(0))
-
-
-def cpu_name() -> str:
-    """As Linux names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def vllm_version(python: str) -> str:

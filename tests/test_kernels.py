@@ -70,7 +70,7 @@ def test_rotary_depends_on_distance_alone_at_the_far_end_of_the_context() -> Non
 
 def test_per_token_quantisation_by_hand() -> None:
     x = torch.tensor([[127.0, -63.6, 0.4], [0.0, 0.0, 0.0], [-2.54, 1.0, 0.0]])
-    q, scale = kernels.quantize_per_token(x)
+    q, scale, _ = kernels.quantize_per_token(x)
     assert q.tolist() == [[127, -64, 0], [0, 0, 0], [-127, 50, 0]]
     assert torch.allclose(scale[:, 0], torch.tensor([1.0, 1.0, 0.02]))
 
@@ -109,7 +109,7 @@ def test_w8a8_product_is_the_exact_integer_one(shape: tuple[int, int, int]) -> N
     x = torch.randn(n_tokens, in_features)
     weight = torch.randint(-128, 128, (out_features, in_features), dtype=torch.int8)
     weight_scale = torch.rand(out_features) + 0.1
-    q, scale = kernels.quantize_per_token(x)
+    q, scale, _ = kernels.quantize_per_token(x)
     exact = q.to(torch.int64) @ weight.to(torch.int64).t()
     expected = exact.double() * scale.double() * weight_scale.double()
     result = kernels.linear_w8a8(x, weight, weight_scale).double()
@@ -159,7 +159,7 @@ def test_w4a8_against_fp64(shape: tuple[int, int, int]) -> None:
     n_tokens, in_features, out_features = shape
     x = torch.randn(n_tokens, in_features)
     weight, scale = int4_weight(out_features, in_features)
-    q, token_scale = kernels.quantize_per_token(x)
+    q, token_scale, _ = kernels.quantize_per_token(x)
     expected = (q.double() * token_scale.double()) @ dequantized(weight, scale).t()
     result = kernels.linear_w4a8(x, weight, scale)
     assert result.dtype == x.dtype

@@ -1,4 +1,4 @@
-"""Memory: a bf16 load stays at the checkpoint's size, a long prompt at its cache and one chunk."""
+"""Memory: a load stays at the checkpoint's size, a long prompt at its cache and one chunk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoints import small_config, write_hugging_face, write_mistral
+from tests.checkpoints import small_config, write_hugging_face, write_mistral, write_w8a8
 
 # Peak resident memory above that of a process which has run a model already, so that libraries
 # and their buffers are not counted. Every weight is read once.
@@ -74,6 +74,15 @@ def test_bf16_load_peaks_at_the_checkpoints_size_and_a_tenth(
     folder = write(tmp_path / "large", config, dtype=torch.bfloat16)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size > 200e6
+    assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
+
+
+def test_packed_load_never_holds_the_weights_twice(tmp_path: Path) -> None:
+    small = write_w8a8(tmp_path / "small", small_config())
+    config = small_config(dim=1024, n_layers=8, head_dim=128, hidden_dim=4096, n_heads=8)
+    folder = write_w8a8(tmp_path / "large", config, dtype=torch.bfloat16)
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    assert size > 100e6
     assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
 
 

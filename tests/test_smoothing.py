@@ -123,6 +123,7 @@ def quantised(scheme: str, weight: Tensor) -> tuple[QuantizedLinear, dict[str, T
     stored = grid.stored(grid.round_matrix(weight, scale), scale)
     kind: type[LinearW8A8 | LinearW4A8] = LinearW8A8 if scheme == "W8A8" else LinearW4A8
     linear = kind(weight.shape[1], weight.shape[0], SCHEMES[scheme])
+    assert linear.weight is not None
     linear.weight.copy_(stored["weight"])
     linear.weight_scale.copy_(stored["weight_scale"].float().view_as(linear.weight_scale))
     return linear, stored

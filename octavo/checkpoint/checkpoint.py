@@ -61,21 +61,38 @@ class Checkpoint:
             dtype: of the floating-point weights; None or "auto" keeps the file's.
             prefix: `layers.3.` loads that layer alone; names stay whole.
         """
-        target = self.dtype if dtype in (None, "auto") else parse_dtype(dtype)
+        target = self._target(dtype)
         return {
             name: self._load(name, info, target)
             for name, info in self.tensors.items()
             if name.startswith(prefix)
         }
 
+    def stays_mapped(self, name: str, dtype: torch.dtype | str | None = None) -> bool:
+        """Whether `load` gives this tensor as it lies in its file; else it reads all of it."""
+        stored = tensors.DTYPES[self.tensors[name].dtype]
+        floating = stored in _DTYPE_NAMES.values()
+        if self._is_scale(name) or (floating and stored != self._target(dtype)):
+            return False
+        return not self._is_reordered(name)
+
+    def _target(self, dtype: torch.dtype | str | None) -> torch.dtype:
+        return self.dtype if dtype in (None, "auto") else parse_dtype(dtype)
+
+    def _is_scale(self, name: str) -> bool:
+        return self.config.quantization is not None and name.endswith("_scale")
+
+    def _is_reordered(self, name: str) -> bool:
+        return self.interleaved and name.rsplit(".", 2)[-2] in ("wq", "wk")
+
     def _load(self, name: str, info: TensorInfo, dtype: torch.dtype) -> Tensor:
         tensor = info.read()
         quantization = self.config.quantization
-        if quantization is not None and name.endswith("_scale"):
+        if quantization is not None and self._is_scale(name):
             tensor = compressed.scale_as_run(tensor, quantization.scheme)
         elif tensor.dtype in _DTYPE_NAMES.values():  # the others are on a grid
             tensor = tensor.to(dtype)
-        if self.interleaved and name.rsplit(".", 2)[-2] in ("wq", "wk"):
+        if self._is_reordered(name):
             tensor = mistral.half_split_from_interleaved(tensor, self.config.head_dim)
         return tensor
 

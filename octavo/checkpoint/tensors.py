@@ -31,12 +31,21 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies and what its file's header says of it; `dtype` is safetensors' name."""
+    """Where a tensor lies and what its file's header says of it.
+
+    Attributes:
+        file: which.
+        name: in that file.
+        shape: of the tensor.
+        dtype: safetensors' name of it.
+        offset: of its first byte in the file.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int
 
     @property
     def n_bytes(self) -> int:
@@ -107,14 +116,25 @@ def list_tensors(files: list[Path]) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for path in files:
         with _open(path) as file:
+            offsets = _offsets(path)
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name in found:
                     raise CheckpointError(
                         f"{path}: the tensor {name} is also in {found[name].file.name}"
                     )
                 view = file.get_slice(name)
-                found[name] = TensorInfo(path, name, tuple(view.get_shape()), view.get_dtype())
+                shape = tuple(view.get_shape())
+                found[name] = TensorInfo(path, name, shape, view.get_dtype(), offsets[name])
     return found
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Where each tensor of a file that safetensors opens begins, which it does not tell."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {name: 8 + size + fields["data_offsets"][0] for name, fields in header.items()}
 
 
 def _open(path: Path) -> safe_open:

@@ -8,11 +8,13 @@ import sys
 
 import typer
 
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.demo import demo
 from octavo.cli.download import download
 from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
+from octavo.cli.passkey import passkey
 from octavo.cli.quantize import QuantizeCommand, quantize
 from octavo.cli.serve import serve
 from octavo.errors import OctavoError, is_out_of_memory
@@ -29,9 +31,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, serve, inspect, download):
+for command in (demo, chat, generate, serve, inspect, download, bench):
     app.command()(command)
 app.command(cls=QuantizeCommand)(quantize)
+evaluate = typer.Typer(help="Measure what a model can do.", no_args_is_help=True)
+evaluate.command()(passkey)
+app.add_typer(evaluate, name="eval")
 
 
 @app.callback(invoke_without_command=True)

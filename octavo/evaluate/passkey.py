@@ -26,11 +26,13 @@ def passkey_prompt(
     key: str,
     filler: Sequence[str] = CLASSIC_FILLER,
     count_tokens: Callable[[str], int] = len,
+    start: int = 0,
 ) -> str:
     """A prompt of at most `n_tokens` tokens with the key at `depth`, 0 (start) to 1 (end).
 
-    `filler`: sentences, repeated as often as they fit. `count_tokens`: how many tokens a text has;
-    the count of joined sentences is taken as the sum of theirs. Leave room for the chat template.
+    `filler`: sentences, from number `start` on and repeated as often as they fit. `count_tokens`:
+    how many tokens a text has; the count of joined sentences is taken as the sum of theirs. Leave
+    room for the chat template.
     """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth is {depth}; it must be from 0 (start) to 1 (end)")
@@ -40,11 +42,12 @@ def passkey_prompt(
         raise ValueError(
             f"n_tokens is {n_tokens}; introduction, key and question need {-room} more"
         )
-    costs = [count_tokens(" " + sentence) for sentence in filler]
+    turned = [*filler[start % len(filler) :], *filler[: start % len(filler)]]
+    costs = [count_tokens(" " + sentence) for sentence in turned]
     sentences: list[str] = []
     while room >= costs[len(sentences) % len(costs)]:
         room -= costs[len(sentences) % len(costs)]
-        sentences.append(filler[len(sentences) % len(filler)])
+        sentences.append(turned[len(sentences) % len(turned)])
     before = round(depth * len(sentences))
     return " ".join([INTRODUCTION, *sentences[:before], needle, *sentences[before:], QUESTION])
 

@@ -3,26 +3,34 @@
 The model calls these names and never asks which implementation answers.
 """
 
-from octavo.kernels.append import rotary_append
+from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
+from octavo.kernels.cpu.linear import (
+    linear,
+    quantize_per_token,
+    rms_norm_quantize,
+    silu_mul_quantize,
+)
+from octavo.kernels.cpu.w8a8 import PackedWeight, linear_w8a8, pack_w8a8
 from octavo.kernels.int8 import int8_product
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.quantized import (
+    QuantizedTokens,
     dequantize_groups,
     linear_fp8,
     linear_w4a8,
     linear_w4a16,
-    linear_w8a8,
     pack_int4,
     quantize_fp8,
-    quantize_per_token,
     unpack_int4,
 )
 from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
-from octavo.kernels.widened import linear, multiplies_bfloat16
+from octavo.kernels.widened import multiplies_bfloat16
 
 __all__ = [
     "KVPages",
+    "PackedWeight",
+    "QuantizedTokens",
     "apply_rotary",
     "attention",
     "dequantize_groups",
@@ -34,11 +42,14 @@ __all__ = [
     "linear_w8a8",
     "multiplies_bfloat16",
     "pack_int4",
+    "pack_w8a8",
     "paged_attention",
     "quantize_fp8",
     "quantize_per_token",
     "rms_norm",
+    "rms_norm_quantize",
     "rotary_append",
     "silu_mul",
+    "silu_mul_quantize",
     "unpack_int4",
 ]

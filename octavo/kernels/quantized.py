@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from octavo.kernels.int8 import int8_product, row_blocks
+from octavo.kernels.reference import rms_norm, silu_mul
 from octavo.schemes import FP8_DTYPE, FP8_MAX
 
 
-def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+class QuantizedTokens(NamedTuple):
+    """Activations in int8: x ≈ scale · q.
+
+    Attributes:
+        q: [T, K] int8 in -127…127.
+        scale: [T, 1] fp32.
+        dtype: what x was in, and a linear's result will be.
+    """
+
+    q: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+
+def quantize_per_token(x: Tensor) -> QuantizedTokens:
     """Symmetric int8 with one scale a token: x ≈ scale · q, scale = max|x| / 127.
 
     Args:
-        x: [T, K] float.
-
-    Returns:
-        q [T, K] int8 in -127…127 and scale [T, 1] fp32. A row of zeros gets scale 1.
+        x: [T, K] float. A row of zeros gets scale 1.
     """
     x32 = x.float()
     scale = _scale_per_token(x32, 127.0)
-    return torch.round(x32 / scale).clamp_(-127, 127).to(torch.int8), scale
+    q = torch.round(x32 / scale).clamp_(-127, 127).to(torch.int8)
+    return QuantizedTokens(q, scale, x.dtype)
+
+
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
+    """`rms_norm` and `quantize_per_token` in one, in fp32 all through; arguments as in the first.
+
+    The linears after a norm share its output, which is quantised once.
+    """
+    normed = rms_norm(x.float(), weight.float(), eps)
+    return quantize_per_token(normed)._replace(dtype=x.dtype)
+
+
+def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
+    """`silu_mul` and `quantize_per_token` in one, in fp32 all through; the first's arguments."""
+    product = silu_mul(gate.float(), up.float())
+    return quantize_per_token(product)._replace(dtype=gate.dtype)
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -76,19 +106,19 @@ def dequantize_groups(q: Tensor, scale: Tensor) -> Tensor:
     return (q.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
 
 
-def linear_w8a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def linear_w8a8(x: Tensor | QuantizedTokens, weight: Tensor, weight_scale: Tensor) -> Tensor:
     """x @ weightᵀ in integers: int8 by int8 into int32, then both scales.
 
     Args:
-        x: [T, K] float; quantised here, per token.
+        x: [T, K], quantised; or float, to be quantised here.
         weight: [N, K] int8.
         weight_scale: [N] fp32, one a row of the weight.
 
     Returns:
         [T, N] in x's dtype.
     """
-    q, scale = quantize_per_token(x)
-    return int8_product(q, weight).float().mul_(scale).mul_(weight_scale).to(x.dtype)
+    q, scale, dtype = quantize_per_token(x) if isinstance(x, Tensor) else x
+    return int8_product(q, weight).float().mul_(scale).mul_(weight_scale).to(dtype)
 
 
 def linear_w4a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
@@ -102,7 +132,7 @@ def linear_w4a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
     Returns:
         [T, N] in x's dtype; the groups are added up in fp32.
     """
-    q, scale = quantize_per_token(x)
+    q, scale, _ = quantize_per_token(x)
     group_size = weight.shape[1] // weight_scale.shape[1]
     total = torch.zeros(x.shape[0], weight.shape[0], device=x.device)
     groups = zip(q.split(group_size, 1), weight.split(group_size, 1), weight_scale.t(), strict=True)

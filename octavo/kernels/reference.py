@@ -22,6 +22,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x weightᵀ, summed in fp32.
+
+    Args:
+        x: [T, K], any float dtype; the result has it too.
+        weight: [N, K] of the same dtype.
+    """
+    return F.linear(x.float(), weight.float()).to(x.dtype)
+
+
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """SiLU(gate) · up, both [T, hidden_dim] (SwiGLU, Shazeer 2020, eq. 6)."""
     return F.silu(gate) * up

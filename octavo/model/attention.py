@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from octavo import kernels
 from octavo.cache import PagedBatch
 from octavo.config import ModelConfig
-from octavo.model.linear import make_linear
+from octavo.model.linear import LinearInput, make_linear
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PagedBatch | None,
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def attend(
         self,
-        x: Tensor,
+        x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PagedBatch | None,

@@ -9,6 +9,9 @@ from octavo import kernels
 from octavo.config import ModelConfig
 from octavo.schemes import FP8_DTYPE, PACK_FACTOR, Scheme
 
+# What a linear is given: several that are W8A8 share inputs that were quantised once.
+LinearInput = Tensor | kernels.QuantizedTokens
+
 
 class Linear(nn.Module):
     """y = x weightᵀ in the weight's own dtype; no Mistral model has a bias.
@@ -30,21 +33,30 @@ class LinearW8A8(nn.Module):
     """int8 weights with a scale per output channel, int8 activations with one per token.
 
     Attributes:
-        weight: [out_features, in_features] int8.
+        weight: [out_features, in_features] int8; None once it is packed.
         weight_scale: [out_features] fp32.
+        packed: the weight as this machine's product reads it, or None.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     weight_scale: Tensor
 
     def __init__(self, in_features: int, out_features: int, scheme: Scheme) -> None:
         super().__init__()
         self.register_buffer("weight", torch.empty(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.empty(out_features))
+        self.packed: kernels.PackedWeight | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pack(self) -> None:
+        """Hold the weight in the form that is fast here, in place of the checkpoint's own."""
+        if self.weight is not None and (packed := kernels.pack_w8a8(self.weight)) is not None:
+            self.packed, self.weight = packed, None
+
+    def forward(self, x: LinearInput) -> Tensor:
         """[T, in_features] to [T, out_features], in x's dtype."""
-        return kernels.linear_w8a8(x, self.weight, self.weight_scale)
+        weight = self.weight if self.packed is None else self.packed
+        assert weight is not None
+        return kernels.linear_w8a8(x, weight, self.weight_scale)
 
 
 class LinearW4A8(nn.Module):
@@ -135,3 +147,10 @@ def make_linear(config: ModelConfig, name: str) -> AnyLinear:
         scheme = config.quantization.scheme
         return _QUANTIZED[scheme.name](in_features, out_features, scheme)
     return Linear(in_features, out_features)
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Bring all int8 weights of a module into the form that is fast here."""
+    for each in module.modules():
+        if isinstance(each, LinearW8A8):
+            each.pack()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from octavo.checkpoint import Checkpoint
+from octavo.model.linear import pack_linears
 from octavo.model.transformer import Layer, Transformer
 
 
@@ -41,7 +42,9 @@ class StreamedLayers(nn.Module):
 
     def __iter__(self) -> Iterator[Layer]:
         for index in range(self._checkpoint.config.n_layers):
-            yield load_layer(self._checkpoint, index, self._dtype)
+            layer = load_layer(self._checkpoint, index, self._dtype)
+            pack_linears(layer)
+            yield layer
 
 
 def streamed_transformer(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Transformer:

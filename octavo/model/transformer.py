@@ -15,20 +15,34 @@ from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
-from octavo.model.linear import make_linear
+from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
+from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm; `weight` is [dim]."""
+    """Root-mean-square norm.
 
-    def __init__(self, dim: int, eps: float) -> None:
+    Attributes:
+        weight: [dim].
+        quantizes: whether all linears after it are W8A8, so that one int8 copy serves them.
+    """
+
+    def __init__(self, dim: int, eps: float, quantizes: bool = False) -> None:
         super().__init__()
         self.eps = eps
+        self.quantizes = quantizes
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[T, dim] to the same, in x's dtype."""
         return kernels.rms_norm(x, self.weight, self.eps)
+
+    def for_linears(self, x: Tensor) -> LinearInput:
+        """The same as the linears after it take it."""
+        if self.quantizes:
+            return kernels.rms_norm_quantize(x, self.weight, self.eps)
+        return self(x)
 
 
 class FeedForward(nn.Module):
@@ -40,10 +54,13 @@ class FeedForward(nn.Module):
         self.w2 = make_linear(config, f"layers.{layer}.feed_forward.w2")
         self.w3 = make_linear(config, f"layers.{layer}.feed_forward.w3")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: LinearInput) -> Tensor:
+        """[T, dim] to the same."""
+        if isinstance(self.w2, LinearW8A8):
+            return self.w2(kernels.silu_mul_quantize(self.w1(x), self.w3(x)))
         return self.w2(self.gate(x))
 
-    def gate(self, x: Tensor) -> Tensor:
+    def gate(self, x: LinearInput) -> Tensor:
         """SiLU(w1 x) · w3 x, [T, hidden_dim]: what w2 is given."""
         return kernels.silu_mul(self.w1(x), self.w3(x))
 
@@ -53,10 +70,11 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, layer)
-        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config, layer)
+        attention, feed_forward = Attention(config, layer), FeedForward(config, layer)
+        self.attention_norm = _norm_before(config, attention.wq, attention.wk, attention.wv)
+        self.attention = attention
+        self.ffn_norm = _norm_before(config, feed_forward.w1, feed_forward.w3)
+        self.feed_forward = feed_forward
 
     def forward(
         self,
@@ -65,8 +83,13 @@ class Layer(nn.Module):
         seqlens: Sequence[int],
         batch: PagedBatch | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, seqlens, batch)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
+        return x + self.feed_forward(self.ffn_norm.for_linears(x))
+
+
+def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
+    quantizes = all(isinstance(linear, LinearW8A8) for linear in linears)
+    return RMSNorm(config.dim, config.norm_eps, quantizes)
 
 
 class Transformer(nn.Module):
@@ -90,6 +113,7 @@ class Transformer(nn.Module):
         dtype: torch.dtype | str | None = None,
         attention_pattern: str | None = None,
         softmax_fp32: bool = True,
+        pack: bool = True,
     ) -> Transformer:
         """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
 
@@ -99,21 +123,23 @@ class Transformer(nn.Module):
             attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
             softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
                 which costs no memory here since it is taken in blocks.
+            pack: whether int8 weights are brought into the form that is fast here, as `pack` does.
 
         Raises:
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        return cls.from_checkpoint(checkpoint, dtype)
+        return cls.from_checkpoint(checkpoint, dtype, pack)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None
+        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None, pack: bool = True
     ) -> Transformer:
-        """Load an opened checkpoint; weights in their file's dtype stay memory-mapped."""
+        """Load an opened checkpoint; weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        return model.with_weights(checkpoint.load(dtype))
+        load_weights(model, checkpoint, dtype, pack)
+        return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:
         """This model with tensors by their names, taken as they lie in memory and not copied."""
@@ -123,6 +149,11 @@ class Transformer(nn.Module):
             state = state | {"tok_embeddings.weight": shared, "output.weight": shared}
         self.load_state_dict(state, strict=True, assign=True)
         return self.requires_grad_(False).eval()
+
+    def pack(self) -> Self:
+        """Bring int8 weights into the form that is fast on this machine; their `weight` is gone."""
+        pack_linears(self)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

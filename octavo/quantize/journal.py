@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from octavo.checkpoint.json_file import JsonObject
 from octavo.checkpoint.writer import write_json
 from octavo.errors import ConfigError, QuantizeError
 from octavo.evaluate.divergence import Divergence
+from octavo.process import peak_rss_bytes
 from octavo.quantize.linears import LinearReport
 
 FILE = "progress.json"
@@ -84,12 +83,6 @@ class Journal:
         values = asdict(self)
         del values["folder"]
         write_json(self.folder / FILE, values)
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has had resident so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _explain(folder: Path, key: str, before: Any, now: Any) -> str:

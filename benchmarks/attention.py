@@ -1,0 +1,159 @@
+"""Attention alone, at Ministral-8B's heads: a chunk of queries, and one query over a long context.
+
+    python -m benchmarks.attention
+
+Keys and values are random, in pages as the cache has them. Beside each stands PyTorch's
+`scaled_dot_product_attention` in bf16 over the same numbers, which knows no pages and is given its
+mask ready-made, and the rate at which the machine reads memory. Only what a query sees counts as
+work: 4 operations for every query, head, key seen, and element of a head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import make_parser, write_json
+from octavo import kernels
+from octavo.bench.context import fill
+from octavo.bench.random_model import DTYPE, RandomBlocks
+from octavo.cache import CacheLayout, PagePool, RaggedCache
+from octavo.cache.layout import kv_dtype
+from octavo.checkpoint.ministral import MINISTRAL_8B
+from octavo.kernels.cpu import machine
+
+CONFIG = replace(MINISTRAL_8B, n_layers=1, windows=(None,))
+HEADS, KV_HEADS, HEAD_DIM = CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure each dtype of the cache, then PyTorch's; print a table."""
+    options = parse_arguments()
+    with torch.inference_mode():
+        rows = [row for kv in options.kv for row in measure(kv, options)]
+        if not options.no_sdpa:
+            rows += measure_sdpa(options)
+    int8 = machine.int8_operations_per_second()
+    result: Row = {
+        "rows": rows,
+        "threads": torch.get_num_threads(),
+        "machine_read_gb_s": machine.read_bytes_per_second() / 1e9,
+        "machine_int8_tops": None if int8 is None else int8 / 1e12,
+    }
+    print("| attention | queries | keys | window | TFLOP/s | GB/s of keys and values |")
+    print("| --- " * 6 + "|")
+    for row in rows:
+        window = f"{row['window']:,}" if row["window"] else "none"
+        print(
+            f"| {row['by']} | {row['queries']:,} | {row['keys']:,} | {window} "
+            f"| {row['tflop_s']:.3f} | {row['gb_s']:.1f} |"
+        )
+    print(
+        f"\n{result['threads']} threads; the machine reads {result['machine_read_gb_s']:.1f} GB/s "
+        + ("" if int8 is None else f"and does {int8 / 1e12:.2f} int8 TOPS")
+    )
+    write_json(result, options.json)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--kv", nargs="*", default=["bf16", "int8"], help="dtypes of the cache")
+    parser.add_argument("--queries", type=int, nargs="*", default=[512, 1024], help="of a chunk")
+    parser.add_argument("--keys", type=int, default=16_384, help="that end with the chunk's own")
+    parser.add_argument("--window", type=int, default=4096, help="of the windowed measurements")
+    parser.add_argument("--context", type=int, default=131_072, help="keys of the one query")
+    parser.add_argument("--seconds", type=float, default=3.0, help="to repeat each measurement")
+    parser.add_argument("--no-sdpa", action="store_true", help="leave PyTorch's out")
+    return parser.parse_args()
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[int, int, int | None]]:
+    """Queries, keys and window of each measurement."""
+    for window in (None, options.window):
+        for n_queries in options.queries:
+            yield n_queries, options.keys, window
+    yield 1, options.context, None
+
+
+def measure(kv: str, options: argparse.Namespace) -> Iterator[Row]:
+    """octavo's, over a cache of one layer."""
+    layout = CacheLayout.of(CONFIG, kv_dtype(kv, DTYPE))
+    token_bytes = layout.page_bytes // layout.page_size
+    for n_queries, n_keys, window in cases(options):
+        pool = PagePool(layout, layout.n_blocks(n_keys))
+        cache = RaggedCache(pool)
+        fill(cache, n_keys, n_keys, RandomBlocks(0))
+        pages, table = pool.layer(0), cache.tables[0].ids[:, : cache.tables[0].stop]
+        q = torch.randn(n_queries, HEADS, HEAD_DIM).to(DTYPE)
+
+        def run(
+            q: Tensor = q, pages: Any = pages, table: Tensor = table, n_keys: int = n_keys,
+            window: int | None = window,
+        ) -> object:  # fmt: skip
+            return kernels.paged_attention(q, pages, table, [len(q)], [n_keys], window)
+
+        seconds = best_seconds(run, options.seconds)
+        yield row_of(f"octavo, {kv} KV", n_queries, n_keys, window, seconds, token_bytes)
+
+
+def measure_sdpa(options: argparse.Namespace) -> Iterator[Row]:
+    """PyTorch's, over contiguous keys and values."""
+    for n_queries, n_keys, window in cases(options):
+        q = torch.randn(1, HEADS, n_queries, HEAD_DIM).to(DTYPE)
+        k, v = (torch.randn(1, KV_HEADS, n_keys, HEAD_DIM).to(DTYPE) for _ in range(2))
+        behind = torch.arange(n_keys - n_queries, n_keys)[:, None] - torch.arange(n_keys)
+        mask = (behind >= 0) & (behind < (window or n_keys))
+
+        def run(
+            q: Tensor = q, k: Tensor = k, v: Tensor = v,
+            mask: Tensor | None = mask if n_queries > 1 else None,
+        ) -> object:  # fmt: skip
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+        seconds = best_seconds(run, options.seconds)
+        token_bytes = 2 * KV_HEADS * HEAD_DIM * DTYPE.itemsize
+        yield row_of("PyTorch, bf16", n_queries, n_keys, window, seconds, token_bytes)
+
+
+def row_of(
+    by: str, n_queries: int, n_keys: int, window: int | None, seconds: float, token_bytes: int
+) -> Row:
+    """The rates of one measurement."""
+    first = n_keys - n_queries + 1  # keys that the first query sees without a window
+    seen = sum(min(first + i, window or n_keys) for i in range(n_queries))
+    n_read = min(n_keys, (window or n_keys) + n_queries - 1)
+    print(json.dumps({"by": by, "queries": n_queries, "seconds": seconds}), flush=True)
+    return {
+        "by": by,
+        "queries": n_queries,
+        "keys": n_keys,
+        "window": window,
+        "seconds": seconds,
+        "tflop_s": 4 * HEADS * HEAD_DIM * seen / seconds / 1e12,
+        "gb_s": n_read * token_bytes / seconds / 1e9,
+    }
+
+
+def best_seconds(run: Callable[[], object], at_most: float) -> float:
+    """The fastest of as many runs as fit into some seconds, at least two."""
+    run()
+    best, n_runs, started = float("inf"), 0, time.perf_counter()
+    while n_runs < 2 or time.perf_counter() - started < at_most:
+        before = time.perf_counter()
+        run()
+        best, n_runs = min(best, time.perf_counter() - before), n_runs + 1
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""octavo beside vLLM and llama.cpp on the CPU: random weights of one shape, one after the other.
+
+    python -m benchmarks.cpu --vllm-python PYTHON --llama-python PYTHON --json build/cpu.json
+
+Each PYTHON is that of an environment of its own (see benchmarks/README.md); without one that peer
+is left out. The models are made in `--work` and used again. Every measurement is a process of its
+own and should have the machine to itself. The figures go to `--json` after every part, and at the
+end into docs/performance.md and docs/performance.png; `--from` writes those again from figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.checkpoints import q8_file, w8a8_folder
+from benchmarks.machine import cores, cpu_name
+from benchmarks.performance_page import write_page
+from benchmarks.processes import run, run_to_file
+from benchmarks.targets import LLAMA, VLLM
+
+PEERS = Path(__file__).parent / "peers"
+DOCS = Path(__file__).parent.parent / "docs"
+PROMPT, STEPS = 128, 32  # of decoding: tokens before it, and its own
+LONG = 1024  # tokens of a prompt that warms up by itself, here and in the peers' drivers
+TIMEOUT = 3600.0  # seconds of one process
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Measure what is asked for, write the page."""
+    options = parse_arguments()
+    if options.source:
+        result = json.loads(options.source.read_text(encoding="utf-8"))
+    else:
+        result = measure(options)
+    if not options.no_page:
+        write_page(result, options.docs)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--vllm-python", help="of an environment with vLLM for the CPU")
+    parser.add_argument("--llama-python", help="of one with llama-cpp-python and gguf")
+    parser.add_argument("--work", type=Path, default=Path("build/peers"), help="for the models")
+    parser.add_argument("--shape", default="ministral-8b", help="as octavo bench takes it")
+    parser.add_argument("--layers", type=int, default=4, help="of the shape's")
+    parser.add_argument("--threads", type=int, default=len(cores()), help="that each computes with")
+    parser.add_argument(
+        "--kv", default="int8", help="dtype of octavo's KV cache; peers have 16 bits"
+    )
+    parser.add_argument("--chunk", type=int, default=1024, help="tokens of a pass, octavo and vLLM")
+    parser.add_argument(
+        "--prefill", type=int, nargs="*", default=[128, 512, 4096, 16_384], help="prompt lengths"
+    )
+    parser.add_argument(
+        "--llama-prefill", type=int, nargs="*", default=[128, 512, 4096], help="llama.cpp's"
+    )
+    parser.add_argument("--decode", type=int, nargs="*", default=[1, 4, 8, 16], help="batches")
+    parser.add_argument(
+        "--context", type=int, default=131_072, help="tokens in all of the long decode; 0: none"
+    )
+    parser.add_argument("--full", action="store_true", help="all layers too, by octavo alone")
+    parser.add_argument("--no-alone", action="store_true", help="no attention, no prompt lookup")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--from", dest="source", type=Path, help="figures: only write the page")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
+    parser.add_argument("--no-page", action="store_true", help="leave the page as it is")
+    options = parser.parse_args()
+    if options.source is None and options.json is None:
+        parser.error("--json FILE: the figures need a place to be kept")
+    return options
+
+
+def measure(options: argparse.Namespace) -> Result:
+    """All parts, one after another; what there is so far is in the file after each."""
+    result: Result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": len(cores()),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "system": platform.platform(terse=True),
+        },
+        "shape": options.shape,
+        "layers": options.layers,
+        "threads": options.threads,
+        "kv": options.kv,
+        "chunk": options.chunk,
+    }
+    parts: dict[str, Callable[[argparse.Namespace], Result]] = {"octavo": measure_octavo}
+    if options.vllm_python:
+        parts[VLLM] = measure_vllm
+    if options.llama_python:
+        parts[LLAMA] = measure_llama
+    if not options.no_alone:
+        parts |= {"attention": measure_attention, "prompt_lookup": measure_prompt_lookup}
+    for name, part in parts.items():
+        result[name] = part(options)
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def measure_octavo(options: argparse.Namespace) -> Result:
+    """`octavo bench` in all its settings, and the start with the checkpoint that vLLM loads."""
+
+    def bench(**flags: object) -> Result:
+        given = {"kv": options.kv, "layers": options.layers, "chunk": options.chunk} | flags
+        words = [
+            word for name, value in given.items() if value is not None
+            for word in (f"--{name}", str(value))
+        ]  # fmt: skip
+        command = [
+            sys.executable, "-m", "octavo", "bench", "--shape", options.shape, "--scheme", "w8a8",
+            "--threads", str(options.threads), *words, "--json",
+        ]  # fmt: skip
+        figures: Result = json.loads(run(command, environment(options), TIMEOUT).stdout)
+        return figures
+
+    result: Result = {
+        "prefill": {
+            str(n): bench(prompt=n, decode=1, rounds=1 if n > LONG else 2) for n in options.prefill
+        }
+    }
+    for head in ("int8", "bf16"):
+        result[f"decode_{head}_head"] = {
+            str(n): bench(head=head, prompt=PROMPT, decode=STEPS, batch=n) for n in options.decode
+        }
+    longest = max(options.prefill, default=0)
+    if longest > options.chunk and options.kv != "bf16":
+        result["prefill_bf16_kv"] = {
+            str(longest): bench(kv="bf16", prompt=longest, decode=1, rounds=1)
+        }
+    if options.context:
+        far = {"head": "int8", "prompt": 512, "decode": 16}
+        far["context"] = options.context - 512 - 16
+        result["context"] = bench(**far)
+        if options.full:
+            result["full_context"] = bench(**far, layers=None)
+    if options.full:
+        result["full"] = bench(head="int8", prompt=512, decode=16, layers=None)
+    folder = w8a8_folder(options.work, options.shape, options.layers)
+    start = [sys.executable, str(PEERS / "run_octavo.py"), str(folder), "--kv", options.kv]
+    started = run_to_file([*start, "--prompt", str(PROMPT)], environment(options), TIMEOUT)
+    return result | {"version": started["version"], "first_token_s": started["first_token_s"]}
+
+
+def measure_vllm(options: argparse.Namespace) -> Result:
+    """Its speed, then its start in a new process, by when it has compiled before."""
+    folder = w8a8_folder(options.work, options.shape, options.layers)
+    command = [
+        options.vllm_python, str(PEERS / "run_vllm.py"), str(folder),
+        "--chunk", str(options.chunk), *common_arguments(),
+    ]  # fmt: skip
+    env = environment(options) | {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores()[: options.threads])),
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    speed = run_to_file([*command, *lengths(options.prefill, options.decode)], env, TIMEOUT)
+    start = run_to_file([*command, "--start"], env, TIMEOUT)
+    return speed | {"first_token_s": start["first_token_s"]}
+
+
+def measure_llama(options: argparse.Namespace) -> Result:
+    """The same of llama.cpp."""
+    file = q8_file(options.work, options.shape, options.layers, options.llama_python)
+    script = str(PEERS / "run_llama.py")
+    command = [options.llama_python, script, str(file), *common_arguments()]
+    env = environment(options)
+    speed = run_to_file([*command, *lengths(options.llama_prefill, options.decode)], env, TIMEOUT)
+    start = run_to_file([*command, "--start"], env, TIMEOUT)
+    return speed | {"first_token_s": start["first_token_s"]}
+
+
+def measure_attention(options: argparse.Namespace) -> Result:
+    """`benchmarks.attention`."""
+    return run_module("benchmarks.attention", [], options)
+
+
+def measure_prompt_lookup(options: argparse.Namespace) -> Result:
+    """`benchmarks.prompt_lookup`."""
+    arguments = [
+        "--shape", options.shape, "--layers", str(options.layers), "--kv", options.kv,
+    ]  # fmt: skip
+    return run_module("benchmarks.prompt_lookup", arguments, options)
+
+
+def run_module(name: str, arguments: list[str], options: argparse.Namespace) -> Result:
+    """Another benchmark of this folder, and the figures that it writes with `--json`."""
+    path = options.json.with_name(f"{options.json.name}.part")
+    command = [sys.executable, "-m", name, *arguments, "--json", str(path)]
+    run(command, environment(options), TIMEOUT)
+    figures: Result = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return figures
+
+
+def common_arguments() -> list[str]:
+    """What both peers are told in the same words."""
+    return ["--prompt", str(PROMPT), "--steps", str(STEPS)]
+
+
+def lengths(prefill: list[int], decode: list[int]) -> list[str]:
+    """What a peer is to measure."""
+    return ["--prefill", *map(str, prefill), "--decode", *map(str, decode)]
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """As many threads for each."""
+    return {"OMP_NUM_THREADS": str(options.threads)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+// The library's door to the linears: packs weights, quantises rows, and shares products out.
+#include "linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+
+namespace octavo {
+namespace {
+
+bool has(int isa) { return isa <= AVX2 && runs(isa); }
+
+const LinearKernels& kernels_of(int isa) {
+#if defined(__x86_64__)
+    if (isa == AVX2) return linears_avx2;
+#endif
+    (void)isa;
+    return linears_portable;
+}
+
+// Pieces of a few tokens are read straight from memory: smaller ones share out better.
+int64_t panels_of_piece(const W8A8Call& call) {
+    const int64_t fair = call.n_panels() / (2 * std::max<int64_t>(1, call.n_threads));
+    return std::clamp<int64_t>(fair, 1, BLOCK_PANELS);
+}
+
+void multiply(const W8A8Call& call, const LinearKernels& kernels) {
+    const int64_t panels = panels_of_piece(call);
+    const int64_t columns = (call.n_panels() + panels - 1) / panels;
+    const int64_t rows = (call.n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    // Blocks of about the same size, and whole tiles where there are several.
+    const int64_t height = rows > 1 ? ((call.n_tokens + rows - 1) / rows + 5) / 6 * 6 : BLOCK_TOKENS;
+    const int64_t n_pieces = rows * columns;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
+#endif
+    {
+        const std::unique_ptr<W8A8Scratch> scratch(new W8A8Scratch);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t i = 0; i < n_pieces; i++) {
+            W8A8Piece piece;
+            piece.first_token = i / columns * height;
+            piece.n_tokens = std::min(height, call.n_tokens - piece.first_token);
+            piece.first_panel = i % columns * panels;
+            piece.n_panels = std::min(panels, call.n_panels() - piece.first_panel);
+            if (piece.n_tokens > 0) kernels.w8a8(call, piece, *scratch);
+        }
+    }
+}
+
+void multiply(const BF16Call& call, const LinearKernels& kernels) {
+    const int64_t block = 64;  // outputs
+    const int64_t n_blocks = (call.n_outputs + block - 1) / block;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(int(call.n_threads)) if (n_blocks > 1 && call.n_threads > 1)
+#endif
+    {
+        std::vector<float> sums(block * call.n_tokens);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t i = 0; i < n_blocks; i++)
+            kernels.bf16(call, i * block, std::min((i + 1) * block, call.n_outputs), sums.data());
+    }
+}
+
+void pack(const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int n_threads) {
+    const int64_t n_panels = (n_outputs + PANEL - 1) / PANEL;
+    (void)n_threads;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(n_threads) if (n_threads > 1) schedule(static)
+#endif
+    for (int64_t panel = 0; panel < n_panels; panel++)
+        for (int64_t i = 0; i < PANEL; i++) {
+            const int64_t output = panel * PANEL + i;
+            const int8_t* row = weight + output * n_inputs;
+            int8_t* to = packed + panel * PANEL * n_inputs + 2 * i;
+            for (int64_t k = 0; k < n_inputs; k += 2, to += 2 * PANEL) {
+                to[0] = output < n_outputs ? row[k] : 0;
+                to[1] = output < n_outputs ? row[k + 1] : 0;
+            }
+        }
+}
+
+void quantize(const QuantizeCall& call, const LinearKernels& kernels) {
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(int(call.n_threads)) if (call.n_tokens > 1 && call.n_threads > 1)
+#endif
+    {
+        std::vector<float> row(call.n_columns);
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+        for (int64_t token = 0; token < call.n_tokens; token++) kernels.quantize(call, token, row.data());
+    }
+}
+
+}  // namespace
+}  // namespace octavo
+
+extern "C" {
+
+// Pack [n_outputs, n_inputs] int8 as native/linear.h says; n_inputs is even.
+void octavo_pack_w8(
+    const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int64_t n_threads
+) {
+    octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads));
+}
+
+// These give 0, or 1 where the machine does not have the instructions, or linears are not built for
+// them.
+
+int octavo_linear_w8a8(const octavo::W8A8Call* call, int isa) {
+    if (!octavo::has(isa)) return 1;
+    octavo::multiply(*call, octavo::kernels_of(isa));
+    return 0;
+}
+
+int octavo_linear_bf16(const octavo::BF16Call* call, int isa) {
+    if (!octavo::has(isa)) return 1;
+    octavo::multiply(*call, octavo::kernels_of(isa));
+    return 0;
+}
+
+int octavo_quantize(const octavo::QuantizeCall* call, int isa) {
+    if (!octavo::has(isa)) return 1;
+    octavo::quantize(*call, octavo::kernels_of(isa));
+    return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,125 @@
+// What the machine itself can do, for figures to be held against: the rate at which all threads read
+// memory, and the int8 multiply-adds that they do on numbers that never leave the registers.
+#include <cstdint>
+#include <cstring>
+
+namespace octavo {
+namespace {
+
+constexpr int SUMS = 10;  // that do not wait for one another: more than any processor's latency needs
+
+// The sum of 64-bit words: no read can be left out, and adding costs nothing beside reading.
+uint64_t sum_words(const uint64_t* words, int64_t n) {
+    typedef uint64_t Vec __attribute__((vector_size(16)));
+    Vec sums[8] = {};
+    for (int64_t i = 0; i + 16 <= n; i += 16) {
+        for (int j = 0; j < 8; j++) {
+            Vec v;
+            memcpy(&v, words + i + 2 * j, sizeof v);
+            sums[j] += v;
+        }
+    }
+    uint64_t total = 0;
+    for (const Vec& sum : sums) total += sum[0] + sum[1];
+    return total;
+}
+
+// Each `multiply_*` does `rounds` rounds and gives back the multiply-adds of one.
+
+// Whatever the compiler makes of a dot product of numbers in the first-level cache.
+int64_t multiply_portable(int64_t rounds) {
+    constexpr int N = 1024;
+    int16_t numbers[N];
+    for (int i = 0; i < N; i++) numbers[i] = int16_t(i % 255 - 127);
+    for (int64_t round = 0; round < rounds; round++) {
+        int32_t sum = 0;
+        for (int i = 0; i < N; i++) sum += int32_t(numbers[i]) * numbers[i];
+        numbers[round % N] ^= int16_t(sum & 1);  // or the rounds would be one
+    }
+    return numbers[0] == INT16_MIN ? 0 : N;
+}
+
+#if defined(__x86_64__)
+// The instructions are written out: a product of numbers that do not change would be taken out of the
+// loop, and GCC 12 keeps the sums of `vpdpbusd` in memory.
+
+// Products of int16 numbers, added in pairs: the exact way without VNNI. (`vpmaddubsw` saturates, and
+// with the `vpmaddwd` that must follow it is no faster.)
+__attribute__((target("avx2"))) int64_t multiply_avx2(int64_t rounds) {
+    typedef int32_t Vec __attribute__((vector_size(32)));
+    Vec sums[SUMS] = {};
+    const Vec numbers = Vec{} + 0x00010001;
+    for (int64_t round = 0; round < rounds; round++) {
+#pragma GCC unroll 10
+        for (int i = 0; i < SUMS; i++) {
+            Vec product;
+            asm volatile("vpmaddwd %1, %1, %0" : "=x"(product) : "x"(numbers));
+            sums[i] += product;
+        }
+    }
+    for (Vec& sum : sums) asm volatile("" : : "x"(sum));  // somebody wants them
+    return SUMS * 16;
+}
+
+// VNNI: unsigned by signed bytes, four products to a sum.
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) int64_t multiply_vnni(int64_t rounds) {
+    typedef int32_t Vec __attribute__((vector_size(64)));
+    const Vec numbers = Vec{} + 0x01010101;
+    // By name: sums in an array would be in memory again.
+    Vec s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}, s9 = {};
+    for (int64_t round = 0; round < rounds; round++)
+        asm volatile(
+            "vpdpbusd %10, %10, %0\n\tvpdpbusd %10, %10, %1\n\t"
+            "vpdpbusd %10, %10, %2\n\tvpdpbusd %10, %10, %3\n\t"
+            "vpdpbusd %10, %10, %4\n\tvpdpbusd %10, %10, %5\n\t"
+            "vpdpbusd %10, %10, %6\n\tvpdpbusd %10, %10, %7\n\t"
+            "vpdpbusd %10, %10, %8\n\tvpdpbusd %10, %10, %9"
+            : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7),
+              "+v"(s8), "+v"(s9)
+            : "v"(numbers)
+        );
+    return SUMS * 64;
+}
+#endif
+
+typedef int64_t (*Multiply)(int64_t rounds);
+
+Multiply best_multiply() {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        return multiply_vnni;
+    if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+#endif
+    return multiply_portable;
+}
+
+}  // namespace
+}  // namespace octavo
+
+extern "C" {
+
+// Read `n_bytes` (in whole runs of 128 for each thread); a number made of all of them.
+uint64_t octavo_machine_read(const void* bytes, int64_t n_bytes, int64_t n_threads) {
+    const int64_t share = n_bytes / 8 / n_threads / 16 * 16;
+    const uint64_t* words = (const uint64_t*)bytes;
+    uint64_t total = 0;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(int(n_threads)) schedule(static) reduction(+ : total)
+#endif
+    for (int64_t i = 0; i < n_threads; i++) total += octavo::sum_words(words + i * share, share);
+    return total;
+}
+
+// The machine's best int8 multiply-adds, `rounds` rounds on every thread; how many they were in all.
+int64_t octavo_machine_int8(int64_t rounds, int64_t n_threads) {
+    const octavo::Multiply multiply = octavo::best_multiply();
+    int64_t total = 0;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(int(n_threads)) schedule(static) reduction(+ : total)
+#endif
+    for (int64_t i = 0; i < n_threads; i++) total += rounds * multiply(rounds);
+    return total;
+}
+
+}  // extern "C"

@@ -1,0 +1,64 @@
+// One token's row to int8, written once and built for each instruction set; all of it in fp32.
+#include "linear.h"
+#include "vectors.h"
+
+namespace octavo {
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+typedef int8_t QuarterVec __attribute__((vector_size(W)));
+
+template <typename T>
+void rms_norm(const T* x, const T* weight, float* row, int64_t n, float eps) {
+    Vec squares[2] = {};
+    for (int64_t i = 0; i < n; i += 2 * W) {
+        const Vec a = load(x + i), b = load(x + i + W);
+        squares[0] += a * a;
+        squares[1] += b * b;
+    }
+    const Vec factor = splat(1.0f / sqrtf(sum(squares[0] + squares[1]) / float(n) + eps));
+    for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i) * factor * load(weight + i));
+}
+
+template <typename T>
+void silu_mul(const T* gate, const T* up, float* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) {
+        const Vec x = load(gate + i);
+        const IntVec negative = x < splat(0.0f);
+        const Vec e = exp2<false>((negative ? x : -x) * splat(LOG2_E));
+        const Vec sigmoid = (negative ? e : splat(1.0f)) / (splat(1.0f) + e);
+        store(row + i, x * sigmoid * load(up + i));
+    }
+}
+
+// scale = max|x| / 127 and q = x / scale, to the nearest, ties to even. A NaN makes the scale NaN.
+void quantize_row(const float* row, int64_t n, int8_t* q, float* scale) {
+    const float largest = largest_magnitude(row, n);
+    *scale = largest == 0 ? 1.0f : largest / 127.0f;
+    const Vec divisor = splat(*scale);
+    for (int64_t i = 0; i < n; i += W) {
+        const IntVec whole = round_to_int(load(row + i) / divisor);
+        const QuarterVec bytes = __builtin_convertvector(whole, QuarterVec);
+        memcpy(q + i, &bytes, sizeof bytes);
+    }
+}
+
+template <typename T>
+void run_token(const QuantizeCall& call, int64_t token, float* row) {
+    const int64_t n = call.n_columns;
+    const T* x = (const T*)call.x + token * n;
+    const T* second = (const T*)call.second;
+    if (call.operation == RMS_NORM) rms_norm(x, second, row, n, float(call.eps));
+    else if (call.operation == SILU_MUL) silu_mul(x, second + token * n, row, n);
+    else
+        for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i));
+    quantize_row(row, n, call.q + token * n, call.scale + token);
+}
+
+void run_quantize(const QuantizeCall& call, int64_t token, float* row) {
+    if (call.is_bf16) run_token<uint16_t>(call, token, row);
+    else run_token<float>(call, token, row);
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,125 @@
+"""One measurement from beginning to end, and its figures."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+from dataclasses import dataclass
+
+import torch
+
+from octavo.bench.memory import require_memory, step_bytes
+from octavo.bench.random_model import DTYPE, random_model
+from octavo.bench.run import Run
+from octavo.bench.settings import BenchSettings
+from octavo.bench.shapes import find_shape, quantised
+from octavo.cache import CacheLayout
+from octavo.cache.layout import KV_DTYPES, kv_dtype
+from octavo.config import ModelConfig
+from octavo.errors import ConfigError
+from octavo.kernels.cpu import machine
+from octavo.process import peak_rss_bytes
+from octavo.version import __version__
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured; names end in their unit.
+
+    Attributes:
+        prefill_tok_s: prompt tokens of all sequences a second, in the fastest round.
+        decode_tok_s: tokens of all sequences a second, by the median step.
+        prefill_s: of the fastest round.
+        decode_step_s, decode_step_min_s: the median step, and the fastest.
+        time_to_first_token_s: from the process's start to the first sequence's first token.
+        peak_rss_bytes: the most that the process had in memory until the last step.
+        weights_bytes: of the weights as they run.
+        kv_bytes: of the pages that are held at the end.
+        read_gb_s: bytes that a step must read, over the median step's time.
+        machine_read_gb_s: what all threads read of memory while they do nothing else.
+        machine_int8_tops: their int8 operations on registers, 10¹² a second; None without the C++
+            library.
+        versions: of octavo, PyTorch and Python.
+        layers, threads: that computed.
+    """
+
+    prefill_tok_s: float
+    decode_tok_s: float
+    prefill_s: float
+    decode_step_s: float
+    decode_step_min_s: float
+    time_to_first_token_s: float
+    peak_rss_bytes: int
+    weights_bytes: int
+    kv_bytes: int
+    read_gb_s: float
+    machine_read_gb_s: float
+    machine_int8_tops: float | None
+    versions: dict[str, str]
+    layers: int
+    threads: int
+
+
+def run_bench(settings: BenchSettings) -> BenchResult:
+    """Measure in this process, which should have done nothing else before.
+
+    Raises:
+        ConfigError: settings that no model has, or that do not fit in memory.
+    """
+    config = checked_config(settings)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    run = Run(settings, random_model(config, settings.seed))
+    prefill_s = min(run.read_prompts() for _ in range(settings.rounds))
+    kv_lens = [settings.context + settings.prompt + 1 + i for i in range(settings.decode)]
+    steps = run.generate()
+    step_s = statistics.median(steps)
+    layout = run.caches[0].pool.layout
+    read = statistics.mean(step_bytes(config, layout, [n] * settings.batch) for n in kv_lens)
+    peak, kv_bytes, first_token_s = peak_rss_bytes(), run.kv_bytes, run.first_token_s
+    assert first_token_s is not None
+    del run
+    gc.collect()  # there may be no room for the machine's own figures beside the model
+    int8 = machine.int8_operations_per_second()
+    return BenchResult(
+        prefill_tok_s=settings.batch * settings.prompt / prefill_s,
+        decode_tok_s=settings.batch / step_s,
+        prefill_s=prefill_s,
+        decode_step_s=step_s,
+        decode_step_min_s=min(steps),
+        time_to_first_token_s=first_token_s,
+        peak_rss_bytes=peak,
+        weights_bytes=config.weight_bytes(DTYPE.itemsize),
+        kv_bytes=kv_bytes,
+        read_gb_s=read / step_s / 1e9,
+        machine_read_gb_s=machine.read_bytes_per_second() / 1e9,
+        machine_int8_tops=None if int8 is None else int8 / 1e12,
+        versions={
+            "octavo": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        layers=config.n_layers,
+        threads=torch.get_num_threads(),
+    )
+
+
+def checked_config(settings: BenchSettings) -> ModelConfig:
+    """The model's config, if there is one and it fits.
+
+    Raises:
+        ConfigError: naming the flag at fault.
+    """
+    shape = find_shape(settings.shape, settings.layers)
+    config = quantised(shape, settings.scheme, settings.head)
+    if settings.kv not in KV_DTYPES:
+        raise ConfigError(f"--kv: {settings.kv!r} is not one of {', '.join(KV_DTYPES)}")
+    if settings.length > config.max_seq_len:
+        raise ConfigError(
+            f"--context {settings.context}, --prompt {settings.prompt} and --decode "
+            f"{settings.decode} make {settings.length} tokens, more than the model's context of "
+            f"{config.max_seq_len}"
+        )
+    require_memory(config, CacheLayout.of(config, kv_dtype(settings.kv, DTYPE)), settings)
+    return config

@@ -1,0 +1,196 @@
+"""Linears, and what makes their int8 inputs, by the C++ library (`native/linear*`)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from octavo.kernels import quantized, reference, widened
+from octavo.kernels.cpu import library as native
+from octavo.kernels.quantized import QuantizedTokens
+
+PANEL = 16  # outputs, as in native/linear.h
+INPUT_MULTIPLE = 16
+FLOATS = (torch.float32, torch.bfloat16)
+MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster
+_AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
+
+
+class _W8A8Call(ctypes.Structure):
+    """`W8A8Call` of native/linear.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "scale", "packed", "weight_scale", "out")),
+        *((name, ctypes.c_int64) for name in ("n_tokens", "n_outputs", "n_inputs", "n_threads")),
+        ("is_bf16", ctypes.c_int64),
+    )
+
+
+class _BF16Call(ctypes.Structure):
+    """`BF16Call` of native/linear.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "out")),
+        *((name, ctypes.c_int64) for name in ("n_tokens", "n_outputs", "n_inputs", "n_threads")),
+    )
+
+
+class _QuantizeCall(ctypes.Structure):
+    """`QuantizeCall` of native/linear.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "second", "q", "scale")),
+        *((name, ctypes.c_int64) for name in ("n_tokens", "n_columns", "operation", "n_threads")),
+        ("is_bf16", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+    )
+
+
+class PanelWeight:
+    """An int8 weight in panels, as the library's W8A8 product reads it.
+
+    Attributes:
+        shape: (out_features, in_features).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        n_outputs, n_inputs = weight.shape
+        self.shape = (n_outputs, n_inputs)
+        self._library = _library()
+        self._panels = torch.empty(-(-n_outputs // PANEL) * PANEL * n_inputs, dtype=torch.int8)
+        weight = weight.contiguous()
+        self._library.octavo_pack_w8(
+            ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),
+            ctypes.c_int64(n_inputs), ctypes.c_void_p(self._panels.data_ptr()),
+            ctypes.c_int64(torch.get_num_threads()),
+        )  # fmt: skip
+
+    @staticmethod
+    def serves(weight: Tensor) -> bool:
+        """Whether a weight [N, K] can be packed so."""
+        return weight.device.type == "cpu" and weight.shape[1] % 2 == 0
+
+    def multiply(self, x: QuantizedTokens, weight_scale: Tensor, isa: int | None = None) -> Tensor:
+        """As `octavo.kernels.linear_w8a8`, bit by bit; `isa` an index into ISAS."""
+        wide = x.dtype not in FLOATS
+        out = torch.empty(x.q.shape[0], self.shape[0], dtype=torch.float32 if wide else x.dtype)
+        q, scale, weight_scale = x.q.contiguous(), x.scale.contiguous(), weight_scale.contiguous()
+        call = _W8A8Call(
+            q.data_ptr(), scale.data_ptr(), self._panels.data_ptr(), weight_scale.data_ptr(),
+            out.data_ptr(), q.shape[0], *self.shape, torch.get_num_threads(),
+            out.dtype == torch.bfloat16,
+        )  # fmt: skip
+        _run(self._library.octavo_linear_w8a8, call, isa)
+        return out.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """As `octavo.kernels.widened.linear`, same arguments; few tokens by bf16 by the library."""
+    n_tokens = x.shape[0]
+    most = widened.FEW_TOKENS if widened.multiplies_bfloat16() else MOST_TOKENS
+    if n_tokens > most or not _serves(x) or x.dtype != torch.bfloat16 or not usable():
+        return widened.linear(x, weight)
+    return _linear_bf16(x, weight)
+
+
+def quantize_per_token(x: Tensor) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.quantize_per_token`, bit by bit."""
+    if not (_serves(x) and usable()):
+        return quantized.quantize_per_token(x)
+    return _quantize(_AS_IT_IS, x)
+
+
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.rms_norm_quantize`, same arguments."""
+    if not (_serves(x) and weight.dtype == x.dtype and usable()):
+        return quantized.rms_norm_quantize(x, weight, eps)
+    return _quantize(_RMS_NORM, x, weight, eps)
+
+
+def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.silu_mul_quantize`, same arguments."""
+    if not (_serves(gate) and up.dtype == gate.dtype and usable()):
+        return quantized.silu_mul_quantize(gate, up)
+    return _quantize(_SILU_MUL, gate, up)
+
+
+@cache
+def usable() -> bool:
+    """Whether the library is there and computes right, which is tried once."""
+    if native.load() is None:
+        return False
+    if not _is_right():
+        native.distrust("a linear")
+        return False
+    return True
+
+
+def _serves(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in FLOATS and x.shape[-1] % INPUT_MULTIPLE == 0
+
+
+def _library() -> ctypes.CDLL:
+    library = native.load()
+    assert library is not None
+    return library
+
+
+def _run(function: ctypes._NamedFuncPointer, call: ctypes.Structure, isa: int | None) -> None:
+    """With given instructions, or the widest of this machine that linears are built for."""
+    if isa is None:
+        isa = min(native.ISAS.index("avx2"), _library().octavo_best_isa())
+    if function(ctypes.byref(call), isa):
+        raise ValueError(f"this machine does not run {native.ISAS[isa]}")
+
+
+def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
+    wide, weight = x.float().contiguous(), weight.contiguous()
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
+    call = _BF16Call(
+        wide.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], *weight.shape,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    _run(_library().octavo_linear_bf16, call, isa)
+    return out
+
+
+def _quantize(
+    operation: int,
+    x: Tensor,
+    second: Tensor | None = None,
+    eps: float = 0.0,
+    isa: int | None = None,
+) -> QuantizedTokens:
+    x = x.contiguous()
+    second = x if second is None else second.contiguous()
+    q = torch.empty(x.shape, dtype=torch.int8)
+    scale = torch.empty(x.shape[0], 1)
+    call = _QuantizeCall(
+        x.data_ptr(), second.data_ptr(), q.data_ptr(), scale.data_ptr(), *x.shape, operation,
+        torch.get_num_threads(), x.dtype == torch.bfloat16, eps,
+    )  # fmt: skip
+    _run(_library().octavo_quantize, call, isa)
+    return QuantizedTokens(q, scale, x.dtype)
+
+
+def _is_right() -> bool:
+    """Small products and rows against their definitions, at the ends of the range."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (33, 64), generator=generator, dtype=torch.int8)
+    weight[0] = 127
+    weight_scale = torch.rand(33, generator=generator)
+    x = torch.randn(7, 64, generator=generator)
+    x[0] = 1
+    tokens = quantized.quantize_per_token(x)
+    found = _quantize(_AS_IT_IS, x)
+    product = PanelWeight(weight).multiply(tokens, weight_scale)
+    expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+    half, weight = x.bfloat16(), weight.bfloat16()
+    close = torch.allclose(
+        _linear_bf16(half, weight).float(), reference.linear(half, weight).float(), rtol=0.01
+    )
+    same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
+    return same and close and torch.equal(product, expected)

@@ -1,0 +1,40 @@
+"""The W8A8 linear on a CPU: which product it is, and the form that it wants its weight in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from octavo.kernels import quantized
+from octavo.kernels.cpu import linear, onednn
+from octavo.kernels.cpu.linear import PanelWeight
+from octavo.kernels.cpu.onednn import OneDNNWeight
+from octavo.kernels.quantized import QuantizedTokens
+
+PackedWeight = PanelWeight | OneDNNWeight
+
+
+def pack_w8a8(weight: Tensor) -> PackedWeight | None:
+    """A weight in the form that the fastest exact product on this machine wants.
+
+    Args:
+        weight: [N, K] int8.
+
+    Returns:
+        The packed weight, which is a copy; None where only the definition serves.
+    """
+    if OneDNNWeight.serves(weight) and onednn.usable():
+        return OneDNNWeight(weight)
+    if PanelWeight.serves(weight) and linear.usable():
+        return PanelWeight(weight)
+    return None
+
+
+def linear_w8a8(
+    x: Tensor | QuantizedTokens, weight: Tensor | PackedWeight, weight_scale: Tensor
+) -> Tensor:
+    """As `octavo.kernels.quantized.linear_w8a8`, same arguments; the weight may be packed."""
+    if isinstance(x, Tensor):
+        x = linear.quantize_per_token(x)
+    if isinstance(weight, Tensor):
+        return quantized.linear_w8a8(x, weight, weight_scale)
+    return weight.multiply(x, weight_scale)

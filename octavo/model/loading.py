@@ -1,0 +1,142 @@
+"""A checkpoint's weights, brought into a model: one module after another, the next read meanwhile.
+
+Weights that run as they lie in their file stay mapped, and are read when they are used. Those that
+are changed on the way (another dtype, another order of rows, a kernel's own layout) are read and
+changed a module at a time. What a module was made from is let go before the next, so that memory
+never holds more than the weights and one module's twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from threading import Event
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from octavo.checkpoint import Checkpoint
+from octavo.checkpoint.read_ahead import read_ahead
+from octavo.checkpoint.tensors import TensorInfo
+from octavo.model.linear import LinearW8A8, pack_linears
+
+if TYPE_CHECKING:
+    from octavo.model.transformer import Transformer
+
+READERS = 2  # threads
+AHEAD = 8  # modules that are read before their turn: about a layer
+SHOW_AFTER = 1.0  # seconds without a bar
+
+
+def load_weights(
+    model: Transformer,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | str | None = None,
+    pack: bool = True,
+) -> None:
+    """Give every module of a model its tensors, and pack int8 weights.
+
+    What a weight was packed from is let go. Packing runs in the calling thread, and uses all of
+    PyTorch's. On a terminal a bar on stderr shows a load that takes longer than a second.
+
+    Args:
+        model: of the checkpoint's config; its tensors may be on the meta device.
+        checkpoint: any.
+        dtype: of the floating-point weights; None or "auto" keeps the file's.
+        pack: whether modules are packed.
+
+    Raises:
+        ConfigError: a dtype that is none.
+        CheckpointError: a file that has gone or changed since it was opened.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if _owns_tensors(module)]
+    packed = {name for name, module in modules if pack and isinstance(module, LinearW8A8)}
+    read = _read_at_load(checkpoint, dtype, packed)
+    with _Readers([read[name] for name, _ in modules]) as readers, _bar(read) as bar:
+        for name, module in modules:
+            readers.wait()
+            if name == "output" and checkpoint.config.tied_embeddings:
+                # One parameter: two of the same memory would be two copies on another device.
+                model.output.weight = model.tok_embeddings.weight
+            else:
+                _assign(module, checkpoint, f"{name}.", dtype)
+            if pack:
+                pack_linears(module)
+            bar.update(_n_bytes(read[name]))
+    model.requires_grad_(False).eval()
+
+
+def _owns_tensors(module: nn.Module) -> bool:
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return len(own) > 0
+
+
+def _read_at_load(
+    checkpoint: Checkpoint, dtype: torch.dtype | str | None, packed: set[str]
+) -> dict[str, list[TensorInfo]]:
+    """By module, the tensors that are read when it is loaded and not only mapped.
+
+    Args:
+        checkpoint, dtype: as in `load_weights`.
+        packed: the modules that are packed.
+    """
+    read: dict[str, list[TensorInfo]] = defaultdict(list)
+    for name, info in checkpoint.tensors.items():
+        module = name.rsplit(".", 1)[0]
+        if module in packed or not checkpoint.stays_mapped(name, dtype):
+            read[module].append(info)
+    return read
+
+
+def _assign(
+    module: nn.Module, checkpoint: Checkpoint, prefix: str, dtype: torch.dtype | str | None
+) -> None:
+    """A function of its own, so that nothing but the module holds its tensors afterwards."""
+    state = checkpoint.load(dtype, prefix)
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    module.load_state_dict(own, strict=True, assign=True)
+
+
+def _n_bytes(tensors: Iterable[TensorInfo]) -> int:
+    return sum(info.n_bytes for info in tensors)
+
+
+def _bar(read: dict[str, list[TensorInfo]]) -> tqdm:
+    """Over the bytes that are read; only on a terminal, and if it takes long."""
+    return tqdm(
+        total=_n_bytes(chain.from_iterable(read.values())), desc="loading", unit="B",
+        unit_scale=True, leave=False, delay=SHOW_AFTER, disable=None,
+    )  # fmt: skip
+
+
+class _Readers:
+    """Threads that read the tensors of the next modules ahead; each `wait` is for one module's.
+
+    Args:
+        work: the tensors of each module, in order; a module may have none.
+    """
+
+    def __init__(self, work: list[list[TensorInfo]]) -> None:
+        self._work: Iterator[list[TensorInfo]] = iter(work)
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(READERS, "octavo-read")
+        self._running: deque[Future[None] | None] = deque()
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def wait(self) -> None:
+        """Until the next module's tensors are in the file cache."""
+        while len(self._running) < AHEAD and (infos := next(self._work, None)) is not None:
+            reading = self._pool.submit(read_ahead, infos, self._stop) if infos else None
+            self._running.append(reading)
+        if (first := self._running.popleft()) is not None:
+            first.result()

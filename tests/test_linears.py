@@ -1,0 +1,224 @@
+"""Linears and the making of their int8 inputs: every implementation against its definition."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import kernels
+from octavo.kernels import QuantizedTokens, quantized, reference
+from octavo.kernels.cpu import library, linear, onednn, w8a8
+from octavo.model.linear import LinearW8A8
+from octavo.schemes import SCHEMES
+
+SHAPES = [(1, 1, 16), (1, 100, 64), (2, 33, 48), (7, 128, 2048), (13, 16, 1040), (200, 50, 96)]
+each_isa = pytest.mark.parametrize("isa", [0, 1], ids=library.ISAS[:2])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+
+
+def require(isa: int) -> None:
+    loaded = library.load()
+    if loaded is None or isa > loaded.octavo_best_isa():
+        pytest.skip(f"no {library.ISAS[isa]} here")
+
+
+def random_linear(shape: tuple[int, int, int], largest: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+    n_tokens, n_outputs, n_inputs = shape
+    x = torch.randn(n_tokens, n_inputs) * torch.rand(n_tokens, 1)
+    weight = torch.randint(-largest, largest, (n_outputs, n_inputs), dtype=torch.int8)
+    return x, weight, torch.rand(n_outputs)
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES)
+def test_panels_give_the_definition_bit_by_bit(
+    shape: tuple[int, int, int], dtype: torch.dtype, isa: int
+) -> None:
+    require(isa)
+    x, weight, weight_scale = random_linear(shape)
+    tokens = quantized.quantize_per_token(x.to(dtype))
+    result = linear.PanelWeight(weight).multiply(tokens, weight_scale, isa)
+    assert result.dtype == dtype
+    assert torch.equal(result, quantized.linear_w8a8(tokens, weight, weight_scale))
+
+
+@each_isa
+def test_panels_do_not_saturate(isa: int) -> None:
+    """Without VNNI a CPU's own product of bytes stops at 32,767 for two of them."""
+    require(isa)
+    for value in (-128, -127, 127):
+        weight = torch.full((20, 4096), value, dtype=torch.int8)
+        tokens = QuantizedTokens(
+            torch.full((3, 4096), 127, dtype=torch.int8), torch.ones(3, 1), torch.float32
+        )
+        result = linear.PanelWeight(weight).multiply(tokens, torch.ones(20), isa)
+        assert result.unique().tolist() == [value * 127 * 4096]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_onednn_gives_the_definition_where_its_sums_do_not_saturate(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    # Up to 64, two products fit in 16 bits on every CPU: 2 · 64 · 255 = 32,640.
+    x, weight, weight_scale = random_linear(shape, largest=64)
+    tokens = quantized.quantize_per_token(x.to(dtype))
+    result = onednn.OneDNNWeight(weight).multiply(tokens, weight_scale)
+    expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+    assert result.dtype == dtype
+    rounding = 1e-6 if dtype == torch.float32 else 2**-7
+    assert torch.allclose(result.float(), expected.float(), rtol=rounding, atol=rounding)
+
+
+def test_onednn_is_used_only_where_it_is_exact() -> None:
+    x, weight, weight_scale = random_linear((5, 64, 256))
+    tokens = quantized.quantize_per_token(x.sign())  # all of them ±127
+    weight.fill_(127)
+    result = onednn.OneDNNWeight(weight).multiply(tokens, weight_scale)
+    expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+    assert onednn.usable() == torch.allclose(result, expected, rtol=1e-5, atol=1e-3)
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", linear.FLOATS)
+@pytest.mark.parametrize("shape", [(1, 16), (3, 48), (20, 4096)])
+def test_rows_are_quantised_as_defined(
+    shape: tuple[int, int], dtype: torch.dtype, isa: int
+) -> None:
+    require(isa)
+    x = (torch.randn(shape) * 10 ** torch.linspace(-6, 4, shape[0])[:, None]).to(dtype)
+    x[-1, ::2] = 0
+    expected = quantized.quantize_per_token(x)
+    result = linear._quantize(linear._AS_IT_IS, x, isa=isa)
+    assert torch.equal(result.q, expected.q) and torch.equal(result.scale, expected.scale)
+    assert result.dtype == expected.dtype
+
+
+def test_zeros_and_ties_are_quantised_as_defined() -> None:
+    x = torch.zeros(3, 32)
+    x[1, :6] = torch.tensor([127.0, 0.5, 1.5, -0.5, -2.5, 63.5])
+    result = kernels.quantize_per_token(x)
+    assert result.scale.flatten().tolist() == [1, 1, 1]
+    assert result.q[1, :6].tolist() == [127, 0, 2, 0, -2, 64]
+    assert not result.q[0].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "operation", [linear._AS_IT_IS, linear._RMS_NORM, linear._SILU_MUL], ids=["x", "norm", "silu"]
+)
+def test_what_is_no_number_reaches_the_result(operation: int, bad: float) -> None:
+    """A damaged model must not look like one that answers."""
+    require(0)
+    x = torch.randn(2, 64)
+    x[1, 5] = bad
+    second = torch.ones(64) if operation == linear._RMS_NORM else torch.ones(2, 64)
+    tokens = linear._quantize(operation, x, second, 1e-5)
+    weight = torch.ones(16, 64, dtype=torch.int8)
+    result = linear.PanelWeight(weight).multiply(tokens, torch.ones(16))
+    assert result[0].isfinite().all() and not result[1].isfinite().any()
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", linear.FLOATS)
+@pytest.mark.parametrize("n_columns", [32, 4096])
+def test_norms_and_gates_are_quantised_as_defined(
+    n_columns: int, dtype: torch.dtype, isa: int
+) -> None:
+    require(isa)
+    x = (torch.randn(9, n_columns) * 8).to(dtype)
+    second, weight = torch.randn_like(x), (torch.rand(n_columns) + 0.5).to(dtype)
+    cases = [
+        (quantized.rms_norm_quantize(x, weight, 1e-5), (linear._RMS_NORM, x, weight, 1e-5, isa)),
+        (quantized.silu_mul_quantize(x, second), (linear._SILU_MUL, x, second, 0.0, isa)),
+    ]
+    for expected, arguments in cases:
+        result = linear._quantize(*arguments)
+        assert result.dtype == dtype
+        assert torch.allclose(result.scale, expected.scale, rtol=1e-5)
+        # Sums in another order may move a number across the middle between two of the grid.
+        apart = (result.q.int() - expected.q.int()).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
+
+
+@each_isa
+@pytest.mark.parametrize("shape", [(1, 5, 16), (3, 9, 4096), (4, 64, 128), (32, 70, 256)])
+def test_few_tokens_by_bf16_weights(shape: tuple[int, int, int], isa: int) -> None:
+    require(isa)
+    n_tokens, n_outputs, n_inputs = shape
+    x, weight = torch.randn(n_tokens, n_inputs), torch.randn(n_outputs, n_inputs)
+    x, weight = x.bfloat16(), weight.bfloat16()
+    result = linear._linear_bf16(x, weight, isa)
+    expected = reference.linear(x, weight)
+    assert result.dtype == torch.bfloat16
+    assert torch.allclose(result.float(), expected.float(), rtol=2**-7, atol=1e-3)
+    alone = torch.cat([linear._linear_bf16(row, weight, isa) for row in x.split(1)])
+    assert torch.equal(alone, result)  # a token's result does not depend on its company
+
+
+def test_a_packed_linear_computes_what_it_did() -> None:
+    x, weight, weight_scale = random_linear((6, 40, 128))
+    module = LinearW8A8(128, 40, SCHEMES["W8A8"])
+    assert module.weight is not None
+    module.weight.copy_(weight)
+    module.weight_scale.copy_(weight_scale)
+    before = module(x)
+    module.pack()
+    module.pack()  # once more is nothing
+    packed = linear.usable() or onednn.usable()
+    assert (module.weight is None) == packed
+    assert torch.allclose(module(x), before, rtol=1e-6)
+    assert torch.equal(module(quantized.quantize_per_token(x)), module(x))
+
+
+def test_an_odd_number_of_inputs_has_only_the_definition() -> None:
+    x, weight, weight_scale = random_linear((3, 8, 37))
+    assert not linear.PanelWeight.serves(weight)
+    expected = quantized.linear_w8a8(x, weight, weight_scale)
+    assert torch.equal(kernels.linear_w8a8(x, weight, weight_scale), expected)
+
+
+@pytest.fixture
+def reconsidered() -> Iterator[None]:
+    """What can be used is tried anew, and again after the test."""
+    cached = (library.load, linear.usable, onednn.usable)
+    for each in cached:
+        each.cache_clear()
+    yield
+    for each in cached:
+        each.cache_clear()
+
+
+@pytest.mark.parametrize("case", ["no library", "wrong library"])
+def test_without_the_library_linears_run_on_pytorch_and_say_so_once(
+    case: str,
+    reconsidered: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if case == "no library":
+        monkeypatch.setattr(library, "LIBRARY", tmp_path / "_native.so")
+    else:
+        require(0)
+        linear.usable.cache_clear()
+        monkeypatch.setattr(linear.PanelWeight, "multiply", lambda *_: torch.zeros(7, 33))
+    monkeypatch.setattr(onednn, "OneDNNWeight", None)  # as in a release without the operator
+    x, weight, weight_scale = random_linear((4, 24, 64))
+    with caplog.at_level(logging.WARNING, "octavo"):
+        assert w8a8.pack_w8a8(weight) is None
+        result = kernels.linear_w8a8(x, weight, weight_scale)
+        norm = kernels.rms_norm_quantize(x, torch.ones(64), 1e-5)
+        gate = kernels.silu_mul_quantize(x, x)
+        half = kernels.linear(x.bfloat16(), x.bfloat16())
+    assert torch.equal(result, quantized.linear_w8a8(x, weight, weight_scale))
+    assert torch.equal(norm.q, quantized.rms_norm_quantize(x, torch.ones(64), 1e-5).q)
+    assert torch.equal(gate.q, quantized.silu_mul_quantize(x, x).q)
+    assert half.shape == (4, 4)
+    assert caplog.text.count("PyTorch") == 1

@@ -1,0 +1,188 @@
+"""The benchmark on the CPU: targets held against figures, its page, its processes and models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.checkpoints import write_w8a8
+from benchmarks.performance_page import BEGIN, END, PAGE, PICTURE, write_page
+from benchmarks.processes import run, run_to_file
+from benchmarks.targets import Row, rows_of
+from octavo.bench.shapes import quantised
+from octavo.model import Transformer
+from tests.checkpoints import small_config
+
+
+def bench(**figures: Any) -> dict[str, Any]:
+    """An output of `octavo bench`, as far as the page looks at it."""
+    return {
+        "layers": 4, "head": "int8", "kv": "int8", "prompt": 128, "batch": 1, "context": 0,
+        "prefill_tok_s": 100.0, "decode_tok_s": 20.0, "decode_step_s": 0.05, "read_gb_s": 38.0,
+        "machine_read_gb_s": 40.0, "weights_bytes": 2 * 10**9, "kv_bytes": 10**9,
+        "peak_rss_bytes": 32 * 10**8,
+    } | figures  # fmt: skip
+
+
+def figures() -> dict[str, Any]:
+    """A result of `benchmarks.cpu` in round numbers."""
+    return {
+        "date": "2026-01-02",
+        "machine": {"cpu": "A CPU", "cores": 2, "memory_gb": 24.0},
+        "shape": "ministral-8b",
+        "layers": 4,
+        "threads": 2,
+        "kv": "int8",
+        "octavo": {
+            "version": "9.9",
+            "first_token_s": 4.0,
+            "prefill": {"512": bench(prefill_tok_s=600.0), "700": bench()},
+            "decode_int8_head": {"1": bench(), "16": bench(decode_tok_s=50.0, batch=16)},
+            "decode_bf16_head": {"1": bench(decode_tok_s=16.0, head="bf16")},
+            # 1.9 GB of weights and 3 GB of keys and values in 0.05 + 0.1 s
+            "context": bench(context=1000, decode_step_s=0.15, read_gb_s=4.9 / 0.15),
+        },
+        "vLLM": {
+            "version": "8.8",
+            "first_token_s": 80.0,
+            "prefill_s": {"512": 1.0},
+            "decode_step_s": {"1": 0.1, "16": 0.4},
+        },
+        "llama.cpp": {
+            "version": "7.7",
+            "first_token_s": 2.0,
+            "prefill_s": {"512": 5.12},
+            "decode_step_s": {"1": 0.05},
+        },
+        "attention": {
+            "machine_int8_tops": 2.0,
+            "rows": [
+                {"by": by, "queries": queries, "keys": 16384, "window": window, "tflop_s": rate}
+                for by, queries, window, rate in (
+                    ("octavo, int8 KV", 512, None, 9.0),
+                    ("octavo, int8 KV", 1024, None, 1.5),
+                    ("octavo, int8 KV", 1024, 4096, 9.0),
+                    ("octavo, bf16 KV", 1024, None, 0.5),
+                    ("PyTorch, bf16", 1024, None, 0.1),
+                )
+            ],
+        },
+        "prompt_lookup": {"on_tok_s": 30.0, "off_tok_s": 10.0},
+    }
+
+
+def by_name(result: dict[str, Any]) -> dict[tuple[str, str], Row]:
+    return {(row.what, row.against): row for row in rows_of(result)}
+
+
+def test_every_target_is_held_against_the_right_figures() -> None:
+    rows = by_name(figures())
+    expected = {  # ratio, target, whether it is met
+        ("decode, batch 1, int8 head", "vLLM"): (2.0, 1.5, True),
+        ("decode, batch 1, int8 head", "llama.cpp"): (1.0, 1.15, False),
+        ("decode, batch 1, bf16 head", "vLLM"): (1.6, 1.15, True),
+        ("decode, batch 1, int8 head: memory read", "the machine reads"): (0.95, 0.9, True),
+        ("decode, batch 1, bf16 head: memory read", "the machine reads"): (0.95, None, None),
+        ("decode, batch 16, int8 head", "vLLM"): (1.25, 1.3, False),
+        ("prefill, 512 tokens", "vLLM"): (600 / 512, 1.3, False),
+        ("prefill, 512 tokens", "llama.cpp"): (6.0, 5.0, True),
+        ("decode after 1,000 tokens: keys and values read", "the machine reads"): (
+            0.75, 0.75, True,
+        ),
+        ("attention alone, 1,024 queries x 16,384 keys, int8 KV", "the target"): (1.25, 1.0, True),
+        ("attention alone, 1,024 queries x 16,384 keys, int8 KV", "SDPA"): (15.0, None, None),
+        ("attention alone, 1,024 queries x 16,384 keys, bf16 KV", "the target"): (
+            0.5 / 0.6, 1.0, False,
+        ),
+        ("start to first token", "vLLM"): (0.05, 0.1, True),
+        ("start to first token", "llama.cpp"): (2.0, None, None),
+        ("peak memory, 4 layers", "weights and KV"): (3.2 / 3.0, 1.1, True),
+        ("repetitive text, prompt lookup", "without it"): (3.0, 2.0, True),
+    }  # fmt: skip
+    for key, (ratio, target, met) in expected.items():
+        assert rows[key].ratio == pytest.approx(ratio), key
+        assert (rows[key].target, rows[key].met) == (target, met), key
+    assert ("decode, batch 1, bf16 head", "llama.cpp") not in rows  # whose head is int8
+    assert not any("700" in what for what, _ in rows)  # nobody else measured it
+
+
+def test_what_was_not_measured_has_no_row() -> None:
+    result = figures()
+    for part in ("vLLM", "llama.cpp", "attention", "prompt_lookup"):
+        del result[part]
+    against = {row.against for row in rows_of(result)}
+    assert against == {"the machine reads", "weights and KV"}
+    result["octavo"] = {"version": "9.9", "first_token_s": 4.0}
+    assert rows_of(result) == []
+
+
+def test_a_ratio_is_met_at_its_target_and_not_beyond() -> None:
+    assert Row("x", 1.1, 1.0, "y", "GB", 1.1, at_most=True).met
+    assert Row("x", 1.11, 1.0, "y", "GB", 1.1, at_most=True).met is False
+    assert Row("x", 1.5, 1.0, "y", "GB", 1.5).met
+    assert Row("x", 1.49, 1.0, "y", "GB", 1.5).met is False
+
+
+def test_the_page_is_written_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+    page = tmp_path / PAGE
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_page(figures(), tmp_path)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
+    assert "old" not in text and f"]({PICTURE})" in text
+    assert "A CPU, 2 cores" in text and "vLLM 8.8, llama.cpp 7.7" in text
+    line = "| decode, batch 1, int8 head | 20 tokens/s | vLLM 10 tokens/s | 2.00 | ≥ 1.5 | met |"
+    assert line in text
+    assert "| start to first token | 4 s | vLLM 80 s | 0.05 | ≤ 0.1 | met |" in text
+    assert "| 4, int8, int8 | 128 after 1,000 | 1 | 100 | 20 | 32.7 GB/s | 40 GB/s |" in text
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    write_page(figures(), tmp_path)
+    assert page.read_text() == text
+
+
+def test_a_page_without_its_markers_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"performance.md: No such file"):
+        write_page(figures(), tmp_path)
+    for text in ("nothing", f"{END} {BEGIN}", BEGIN):
+        (tmp_path / PAGE).write_text(text)
+        with pytest.raises(SystemExit, match="must be in it, in this order"):
+            write_page(figures(), tmp_path)
+        assert (tmp_path / PAGE).read_text() == text
+    docs = Path(__file__).parent.parent / "docs" / PAGE
+    assert docs.read_text().index(BEGIN) < docs.read_text().index(END)
+
+
+WRITER = """
+import argparse, json, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--out")
+held = bytearray(b"x") * (300 << 20)
+time.sleep(0.5)
+with open(parser.parse_args().out, "w") as file:
+    json.dump({"first_token_at": time.time(), "other": 1}, file)
+"""
+
+
+def test_a_process_is_measured_from_its_start_with_its_memory() -> None:
+    result = run_to_file([sys.executable, "-c", WRITER], {}, 60)
+    assert result["other"] == 1 and "first_token_at" not in result
+    assert 0.5 <= result["first_token_s"] < 30
+    assert 300 << 20 <= result["peak_rss_bytes"] < 600 << 20
+
+
+def test_a_process_that_fails_or_hangs_ends_the_benchmark_with_its_words() -> None:
+    program = "import sys; print('why'); sys.exit(3)"
+    with pytest.raises(SystemExit, match=r"(?s)why.*exit code 3"):
+        run([sys.executable, "-c", program], {}, 60)
+    with pytest.raises(SystemExit, match="killed after 0 s"):
+        run([sys.executable, "-c", "import time; time.sleep(60)"], {}, 0.4)
+
+
+def test_the_checkpoint_for_all_is_one_that_octavo_reads(tmp_path: Path) -> None:
+    config = quantised(small_config((None, 8)), "w8a8", "bf16")
+    write_w8a8(tmp_path, config)
+    assert Transformer.from_folder(tmp_path).config == config
+    assert not (tmp_path / "params.json").exists()

@@ -11,9 +11,9 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t MOST_ROWS = 96;     // rows a piece, about: so often is a key used that was turned
-constexpr int64_t FEW_QUERIES = 16;   // new tokens of a sequence whose keys are cut into runs
-constexpr int64_t SPLIT_KEYS = 4096;  // keys of a run
+constexpr int64_t MOST_ROWS = 96;    // rows a piece, about: so often is a key used that was packed
+constexpr int64_t FEW_QUERIES = 16;  // new tokens of a sequence whose keys are cut into runs
+constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, times the queries: so parts take no more room
 
 const AttentionKernel& kernel_of(int isa) {
 #if defined(__x86_64__)
@@ -25,7 +25,7 @@ const AttentionKernel& kernel_of(int isa) {
     return attention_portable;
 }
 
-// A piece whose keys were cut into runs.
+// A piece whose keys were cut into runs, and where the first of its parts is.
 struct Merge {
     Piece piece;
     int64_t first_part, n_parts;
@@ -35,39 +35,51 @@ struct Plan {
     std::vector<Piece> pieces;
     std::vector<int64_t> parts;  // of each piece: where its part goes, or -1
     std::vector<Merge> merges;
-    int64_t n_parts = 0, most_rows = 1;
+    int64_t part_words = 0, most_rows = 1;
+
+    void add(const Piece& piece, int64_t group, int64_t part) {
+        pieces.push_back(piece);
+        parts.push_back(part);
+        most_rows = std::max(most_rows, piece.n_rows(group));
+    }
 };
 
 // How a sequence is cut depends on its own lengths alone: so its answer does not depend on what else
 // is in the batch, or on the number of threads.
 Plan make_plan(const AttentionCall& call) {
     Plan plan;
-    const int64_t block = std::max<int64_t>(1, MOST_ROWS / call.group());
+    const int64_t group = call.group(), block = std::max<int64_t>(1, MOST_ROWS / group);
     int64_t first_token = 0;
     for (int64_t s = 0; s < call.n_sequences; s++) {
         const int64_t n_new = call.query_lens[s], past = call.kv_lens[s] - n_new;
-        for (int64_t q = 0; q < n_new; q += block) {
-            const int64_t n_queries = std::min(block, n_new - q), position = past + q;
-            const int64_t stop = position + n_queries;
-            const int64_t start =
-                call.window ? std::max<int64_t>(0, position - call.window + 1) : 0;
-            plan.most_rows = std::max(plan.most_rows, n_queries * call.group());
-            for (int64_t head = 0; head < call.n_kv_heads; head++) {
-                Piece piece{s, head, first_token + q, position, n_queries, start, stop};
-                if (n_new > FEW_QUERIES || stop - start <= SPLIT_KEYS) {
-                    plan.pieces.push_back(piece);
-                    plan.parts.push_back(-1);
-                    continue;
+        const auto first_key = [&](int64_t position) {
+            return call.window ? std::max<int64_t>(0, position - call.window + 1) : 0;
+        };
+        if (n_new <= FEW_QUERIES) {
+            // All heads together: a page's heads lie one after another, and are read in that order.
+            const int64_t start = first_key(past), stop = past + n_new, run = SPLIT_KEYS * n_new;
+            Piece piece{s, 0, call.n_kv_heads, first_token, past, n_new, start, stop};
+            if (stop - start <= run) {
+                plan.add(piece, group, -1);
+            } else {
+                const int64_t size = Part::words(piece.n_rows(group), call.head_dim);
+                plan.merges.push_back({piece, plan.part_words, (stop - start + run - 1) / run});
+                for (; piece.key_begin < stop; piece.key_begin += run) {
+                    piece.key_end = std::min(piece.key_begin + run, stop);
+                    plan.add(piece, group, plan.part_words);
+                    plan.part_words += size;
                 }
-                const int64_t first_part = plan.n_parts;
-                for (int64_t at = start; at < stop; at += SPLIT_KEYS) {
-                    piece.key_begin = at;
-                    piece.key_end = std::min(at + SPLIT_KEYS, stop);
-                    plan.pieces.push_back(piece);
-                    plan.parts.push_back(plan.n_parts++);
-                }
-                plan.merges.push_back({piece, first_part, plan.n_parts - first_part});
             }
+        } else {
+            for (int64_t q = 0; q < n_new; q += block)
+                for (int64_t head = 0; head < call.n_kv_heads; head++) {
+                    const int64_t n_queries = std::min(block, n_new - q), position = past + q;
+                    plan.add(
+                        {s, head, 1, first_token + q, position, n_queries, first_key(position),
+                         position + n_queries},
+                        group, -1
+                    );
+                }
         }
         first_token += n_new;
     }
@@ -89,8 +101,7 @@ struct Memory {
 void attend(const AttentionCall& call, const AttentionKernel& kernel) {
     const Plan plan = make_plan(call);
     const int64_t n_pieces = plan.pieces.size(), n_merges = plan.merges.size();
-    const int64_t part_size = Part::words(FEW_QUERIES * call.group(), call.head_dim);
-    Memory parts(plan.n_parts * part_size);
+    Memory parts(plan.part_words);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
 #endif
@@ -100,20 +111,15 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t i = 0; i < n_pieces; i++) {
-            const int64_t part = plan.parts[i];
-            kernel.run(
-                call, plan.pieces[i], scratch.words,
-                part < 0 ? nullptr : parts.words + part * part_size
-            );
+            float* const part = plan.parts[i] < 0 ? nullptr : parts.words + plan.parts[i];
+            kernel.run(call, plan.pieces[i], scratch.words, part);
         }
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
         for (int64_t i = 0; i < n_merges; i++) {
             const Merge& one = plan.merges[i];
-            kernel.merge(
-                call, one.piece, parts.words + one.first_part * part_size, one.n_parts, part_size
-            );
+            kernel.merge(call, one.piece, parts.words + one.first_part, one.n_parts);
         }
     }
 }

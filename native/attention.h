@@ -32,17 +32,20 @@ struct AttentionCall {
     int64_t group() const { return n_heads / n_kv_heads; }
 };
 
-// A piece of work: one key head of one sequence, a run of its queries, and a run of keys. Queries
-// and keys are counted by their positions in the sequence. The query heads that share the key head
-// are rows: row r is head r % group of query r / group.
+// A piece of work: neighbouring key heads of one sequence, a run of its queries, and a run of keys.
+// Queries and keys are counted by their positions in the sequence. The query heads that share a key
+// head are rows: row r of a key head is head r % group of query r / group.
 struct Piece {
     int64_t sequence;
     int64_t kv_head;
+    int64_t n_heads;
     int64_t first_token;  // of q and out: the piece's first query
     int64_t position;     // of that query
     int64_t n_queries;
     int64_t key_begin;
     int64_t key_end;
+
+    int64_t n_rows(int64_t group) const { return n_heads * n_queries * group; }
 };
 
 constexpr int64_t BLOCK_KEYS = 64;  // keys a step
@@ -107,10 +110,8 @@ struct Scratch {
 struct AttentionKernel {
     // Compute a piece. Its result goes to `part` if that is given, else to call.out.
     void (*run)(const AttentionCall& call, const Piece& piece, float* scratch, float* part);
-    // Put a piece together from the parts of its runs of keys, which lie `size` words apart.
-    void (*merge)(
-        const AttentionCall& call, const Piece& piece, float* parts, int64_t n_parts, int64_t size
-    );
+    // Put a piece together from the parts of its runs of keys, which lie one after another.
+    void (*merge)(const AttentionCall& call, const Piece& piece, float* parts, int64_t n_parts);
 };
 
 extern const AttentionKernel attention_portable;

@@ -18,19 +18,19 @@ struct Singles {
     static constexpr bool COARSE = false;  // what is enough for the weights' exponential
     typedef Vec Sum;
 
-    static Sum add(Sum sum, IntVec a, IntVec b) { return sum + (Vec)a * (Vec)b; }
-    static Vec floats(Sum sum) { return sum; }
-    static Sum start(int32_t) { return Sum{}; }
+    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) { return sum + (Vec)a * (Vec)b; }
+    static OCTAVO_INLINE Vec floats(Sum sum) { return sum; }
+    static OCTAVO_INLINE Sum start(int32_t) { return Sum{}; }
 
     // W words of one token.
     template <typename T>
-    static IntVec words(const T* p, int64_t) {
+    static OCTAVO_INLINE IntVec words(const T* p, int64_t) {
         return (IntVec)load(p);
     }
-    // Words of W neighbouring elements of N tokens.
-    template <typename T>
-    static IntVec interleave(const T* const* tokens, int64_t d) {
-        return (IntVec)load(tokens[0] + d);
+    // Words of C · W neighbouring elements of N tokens, from the d-th on.
+    template <int C, typename T>
+    static OCTAVO_INLINE void interleave(const T* const* tokens, int64_t d, IntVec (&out)[C]) {
+        for (int c = 0; c < C; c++) out[c] = (IntVec)load(tokens[0] + d + c * W);
     }
     // A query; gives what its products are to be multiplied by.
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
@@ -39,7 +39,7 @@ struct Singles {
         return 1.0f;
     }
     // W weights from the k-th on, into a row of words; gives what they were multiplied by.
-    static void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
+    static OCTAVO_INLINE void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
         store((float*)words + k, weights);
     }
     static constexpr float MOST = 1.0f;
@@ -47,7 +47,7 @@ struct Singles {
 
 // A query in integers of at most `most`, as Q; gives its scale. They are summed up in *sum.
 template <typename Q>
-inline float quantize_query(const float* q, int64_t n, float most, Q* out, int32_t* sum) {
+OCTAVO_INLINE float quantize_query(const float* q, int64_t n, float most, Q* out, int32_t* sum) {
     typedef Q Narrow __attribute__((vector_size(W * sizeof(Q))));
     float scale = largest_magnitude(q, n) / most;
     if (scale == 0.0f) scale = 1.0f;
@@ -70,7 +70,7 @@ struct Pairs {
     static constexpr bool COARSE = true;
     typedef IntVec Sum;
 
-    static Sum add(Sum sum, IntVec a, IntVec b) {
+    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {
 #if OCTAVO_WIDTH == 8
         return sum + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif OCTAVO_WIDTH == 4 && defined(__SSE2__)
@@ -79,28 +79,40 @@ struct Pairs {
         return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
     }
-    static Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
-    static Sum start(int32_t) { return Sum{}; }
+    static OCTAVO_INLINE Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
+    static OCTAVO_INLINE Sum start(int32_t) { return Sum{}; }
 
-    static IntVec words(const int8_t* p, int64_t) {
+    static OCTAVO_INLINE IntVec words(const int8_t* p, int64_t) {
+#if OCTAVO_WIDTH == 8
+        return (IntVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#else
         typedef int8_t Narrow __attribute__((vector_size(2 * W)));
         typedef int16_t Wide __attribute__((vector_size(4 * W)));
         Narrow narrow;
         memcpy(&narrow, p, sizeof narrow);
         return (IntVec)__builtin_convertvector(narrow, Wide);
+#endif
     }
-    static IntVec interleave(const int8_t* const* tokens, int64_t d) {
+    template <int C>
+    static OCTAVO_INLINE void interleave(
+        const int8_t* const* tokens, int64_t d, IntVec (&out)[C]
+    ) {
+        const int8_t *const first = tokens[0] + d, *const second = tokens[1] + d;
 #if OCTAVO_WIDTH == 8
-        const __m128i a = _mm_loadl_epi64((const __m128i*)(tokens[0] + d));
-        const __m128i b = _mm_loadl_epi64((const __m128i*)(tokens[1] + d));
-        return (IntVec)_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+        static_assert(C == 2, "16 bytes at a time");
+        const __m128i a = _mm_loadu_si128((const __m128i*)first);
+        const __m128i b = _mm_loadu_si128((const __m128i*)second);
+        out[0] = (IntVec)_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+        out[1] = (IntVec)_mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b));
 #else
         typedef int8_t Narrow __attribute__((vector_size(W)));
-        Narrow a, b;
-        memcpy(&a, tokens[0] + d, sizeof a);
-        memcpy(&b, tokens[1] + d, sizeof b);
-        return (__builtin_convertvector(a, IntVec) & 0xFFFF) |
-               (__builtin_convertvector(b, IntVec) << 16);
+        for (int c = 0; c < C; c++) {
+            Narrow a, b;
+            memcpy(&a, first + c * W, sizeof a);
+            memcpy(&b, second + c * W, sizeof b);
+            out[c] = (__builtin_convertvector(a, IntVec) & 0xFFFF) |
+                     (__builtin_convertvector(b, IntVec) << 16);
+        }
 #endif
     }
     // 8,191 · 127 · head_dim stays below 2^31 up to 2,064.
@@ -108,7 +120,7 @@ struct Pairs {
         const float scale = quantize_query(q, n, 8191.0f, (int16_t*)words, begin);
         return scale;
     }
-    static void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
+    static OCTAVO_INLINE void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
         typedef int16_t Narrow __attribute__((vector_size(2 * W)));
         const IntVec rounded = round_low(weights * load(scales + k));
         const Narrow narrow = __builtin_convertvector(rounded, Narrow);
@@ -124,7 +136,7 @@ struct Quads {
     static constexpr bool COARSE = true;
     typedef IntVec Sum;
 
-    static Sum add(Sum sum, IntVec a, IntVec b) {  // a is unsigned
+    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {  // a is unsigned
 #if defined(OCTAVO_VNNI)
         // Written out, since GCC 12 spills the sums of its own intrinsic.
         asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -133,16 +145,16 @@ struct Quads {
 #endif
         return sum;
     }
-    static Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
-    static Sum start(int32_t begin) { return splat(begin); }
+    static OCTAVO_INLINE Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
+    static OCTAVO_INLINE Sum start(int32_t begin) { return splat(begin); }
 
-    static IntVec words(const int8_t* p, int64_t n) {
+    static OCTAVO_INLINE IntVec words(const int8_t* p, int64_t n) {
         IntVec v = IntVec{};
         if (n >= 4 * W) memcpy(&v, p, 4 * W);
         else memcpy(&v, p, 2 * W);
         return v ^ int32_t(0x80808080);
     }
-    static IntVec interleave(const int8_t* const* tokens, int64_t d) {
+    static OCTAVO_INLINE IntVec interleave_one(const int8_t* const* tokens, int64_t d) {
         IntVec v;
 #if defined(OCTAVO_VNNI)
         const auto part = [&](int i) { return _mm_loadu_si128((const __m128i*)(tokens[i] + d)); };
@@ -167,12 +179,18 @@ struct Quads {
         return (IntVec)__builtin_shuffle(bytes, within);
 #endif
     }
+    template <int C>
+    static OCTAVO_INLINE void interleave(
+        const int8_t* const* tokens, int64_t d, IntVec (&out)[C]
+    ) {
+        for (int c = 0; c < C; c++) out[c] = interleave_one(tokens, d + c * W);
+    }
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
         const float scale = quantize_query(q, n, 127.0f, (int8_t*)words, begin);
         *begin *= -128;
         return scale;
     }
-    static void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
+    static OCTAVO_INLINE void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
         typedef uint8_t Narrow __attribute__((vector_size(W)));
         const IntVec rounded = round_low(weights * load(scales + k));
         const Narrow narrow = __builtin_convertvector(rounded, Narrow);
@@ -181,16 +199,17 @@ struct Quads {
     static constexpr float MOST = 255.0f;
 };
 
-// sums[r][c] += the product, over `depth` words, of row r and of W columns from the c-th W on.
+// sums[r][c] += the product, over `depth` words, of row r and of W columns from the c-th W on, of which
+// columns(i, words) gives the i-th words.
 // SIGNED tells which side is unsigned for `Quads`: the columns if it is set, else the rows.
 template <class Dot, int ROWS, int COLUMNS, bool SIGNED, class Columns>
-inline void multiply(
+OCTAVO_INLINE void multiply(
     const int32_t* rows, int64_t stride, int64_t depth, const Columns& columns,
     typename Dot::Sum (&sums)[ROWS][COLUMNS]
 ) {
     for (int64_t i = 0; i < depth; i++) {
         IntVec column[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) column[c] = columns(i, c);
+        columns(i, column);
         for (int r = 0; r < ROWS; r++) {
             const IntVec row = splat(rows[r * stride + i]);
             for (int c = 0; c < COLUMNS; c++)

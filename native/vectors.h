@@ -15,36 +15,51 @@
 namespace octavo {
 namespace {
 
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+
 constexpr int W = OCTAVO_WIDTH;
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
 typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t within(int64_t x, int64_t high) { return x < 0 ? 0 : x > high ? high : x; }
+OCTAVO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+OCTAVO_INLINE int64_t within(int64_t x, int64_t high) { return x < 0 ? 0 : x > high ? high : x; }
 
-inline Vec splat(float x) { return x - Vec{}; }
-inline IntVec splat(int32_t x) { return x - IntVec{}; }
+OCTAVO_INLINE Vec splat(float x) { return x - Vec{}; }
+OCTAVO_INLINE IntVec splat(int32_t x) { return x - IntVec{}; }
 
-inline Vec load(const float* p) {
+OCTAVO_INLINE Vec load(const float* p) {
     Vec v;
     memcpy(&v, p, sizeof v);
     return v;
 }
-inline IntVec load(const int32_t* p) {
+OCTAVO_INLINE IntVec load(const int32_t* p) {
     IntVec v;
     memcpy(&v, p, sizeof v);
     return v;
 }
-inline Vec load(const uint16_t* p) {  // a bf16 number is the upper half of an fp32 one
+// A bf16 number is the upper half of an fp32 one. (GCC 12 converts whole vectors by their halves.)
+OCTAVO_INLINE Vec load(const uint16_t* p) {
+#if OCTAVO_WIDTH == 8
+    return (Vec)((IntVec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
+#elif OCTAVO_WIDTH == 16 && defined(OCTAVO_VNNI)
+    return (Vec)((IntVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
+#else
     HalfVec half;
     memcpy(&half, p, sizeof half);
     return (Vec)(__builtin_convertvector(half, IntVec) << 16);
+#endif
 }
-inline void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
-inline void store(int32_t* p, IntVec v) { memcpy(p, &v, sizeof v); }
-inline void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
+OCTAVO_INLINE float widen(uint16_t bf16) {
+    const uint32_t bits = uint32_t(bf16) << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+OCTAVO_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
+OCTAVO_INLINE void store(int32_t* p, IntVec v) { memcpy(p, &v, sizeof v); }
+OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
     const IntVec bits = (IntVec)v;
     const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     const HalfVec half = __builtin_convertvector(v == v ? rounded : splat(0x7FC0), HalfVec);
@@ -53,11 +68,11 @@ inline void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
 
 // To the nearest whole number, for |x| < 2^22: adding 1.5 * 2^23 rounds, and leaves it in the lowest
 // 22 bits. `round_low` stops there.
-inline IntVec round_low(Vec x) { return (IntVec)(x + splat(12582912.0f)); }
-inline IntVec round_to_int(Vec x) { return round_low(x) - 0x4B400000; }
+OCTAVO_INLINE IntVec round_low(Vec x) { return (IntVec)(x + splat(12582912.0f)); }
+OCTAVO_INLINE IntVec round_to_int(Vec x) { return round_low(x) - 0x4B400000; }
 
 // Lanes of a, then of b, by their indices.
-inline IntVec shuffle(IntVec a, IntVec b, IntVec index) {
+OCTAVO_INLINE IntVec shuffle(IntVec a, IntVec b, IntVec index) {
 #if defined(__clang__)
     IntVec out;
     for (int i = 0; i < W; i++) out[i] = index[i] < W ? a[index[i]] : b[index[i] - W];
@@ -69,7 +84,7 @@ inline IntVec shuffle(IntVec a, IntVec b, IntVec index) {
 
 // Of each run of 2 H lanes: its first half from a and then from b; its second half likewise.
 template <int H>
-inline void exchange(IntVec& a, IntVec& b) {
+OCTAVO_INLINE void exchange(IntVec& a, IntVec& b) {
     IntVec low, high;
     for (int i = 0; i < W; i++) {
         low[i] = i & H ? W + i - H : i;
@@ -82,7 +97,7 @@ inline void exchange(IntVec& a, IntVec& b) {
 
 // Lane i of vector j becomes lane j of vector i.
 template <int H = W / 2>
-inline void transpose(IntVec (&v)[W]) {
+OCTAVO_INLINE void transpose(IntVec (&v)[W]) {
     for (int i = 0; i < W; i++)
         if (!(i & H)) exchange<H>(v[i], v[i + H]);
     if constexpr (H > 1) transpose<H / 2>(v);
@@ -90,7 +105,7 @@ inline void transpose(IntVec (&v)[W]) {
 
 // Lane i of the result, left in v[0], is the sum of v[i]'s lanes.
 template <int H = W / 2, typename V>
-inline void sum_each(V (&v)[W]) {
+OCTAVO_INLINE void sum_each(V (&v)[W]) {
     for (int i = 0; i < H; i++) {
         IntVec a = (IntVec)v[i], b = (IntVec)v[i + H];
         exchange<H>(a, b);
@@ -101,19 +116,19 @@ inline void sum_each(V (&v)[W]) {
 
 // Each lane, and the one that is H lanes away.
 template <int H, typename V>
-inline V swap_lanes(V v) {
+OCTAVO_INLINE V swap_lanes(V v) {
     IntVec index;
     for (int i = 0; i < W; i++) index[i] = i ^ H;
     return (V)shuffle((IntVec)v, (IntVec)v, index);
 }
 template <int H = W / 2>
-inline float sum(Vec v) {
+OCTAVO_INLINE float sum(Vec v) {
     v += swap_lanes<H>(v);
     if constexpr (H > 1) return sum<H / 2>(v);
     return v[0];
 }
 template <int H = W / 2, typename V>
-inline auto largest(V v) {
+OCTAVO_INLINE auto largest(V v) {
     const V other = swap_lanes<H>(v);
     v = other > v ? other : v;
     if constexpr (H > 1) return largest<H / 2>(v);
@@ -121,7 +136,7 @@ inline auto largest(V v) {
 }
 
 // max|x| of n numbers. As integers, so that it is a NaN if there is one among them.
-inline float largest_magnitude(const float* x, int64_t n) {
+OCTAVO_INLINE float largest_magnitude(const float* x, int64_t n) {
     IntVec most = IntVec{};
     for (int64_t i = 0; i < n; i += W) {
         const IntVec bits = (IntVec)load(x + i) & 0x7FFFFFFF;
@@ -136,7 +151,7 @@ inline float largest_magnitude(const float* x, int64_t n) {
 // 2^x for x <= 0, to 1e-7 of it, or for COARSE to 8e-5; 2e-38 for all that is less, and for
 // -infinity. The coefficients are those with the smallest relative error in -0.5…0.5.
 template <bool COARSE>
-inline Vec exp2(Vec x) {
+OCTAVO_INLINE Vec exp2(Vec x) {
     x = x < splat(-125.0f) ? splat(-125.0f) : x;  // and a NaN stays
     const Vec shifted = x + splat(12582912.0f);
     const Vec f = x - (shifted - splat(12582912.0f));

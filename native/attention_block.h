@@ -1,0 +1,132 @@
+// A block of keys: where its tokens are, what scales they have, and how they are packed.
+#pragma once
+
+#include "attention.h"
+#include "products.h"
+
+namespace octavo {
+namespace {
+
+// Of one key head. The last tokens may stand there twice, so that there are always whole vectors.
+template <typename T>
+struct Block {
+    int64_t begin, n;  // its first token's position in the sequence, and its tokens
+    const T* keys[BLOCK_KEYS];
+    const T* values[BLOCK_KEYS];
+    int64_t n_runs;
+    int64_t slots[BLOCK_KEYS], lengths[BLOCK_KEYS];  // of neighbours: in tokens of one head
+};
+
+template <typename T>
+void find_block(
+    const AttentionCall& call, const Piece& piece, int64_t begin, int64_t kv_head, Block<T>& block
+) {
+    const int64_t D = call.head_dim, P = call.page_size;
+    const int64_t* table = call.page_table + piece.sequence * call.table_stride;
+    block.begin = begin;
+    block.n = least(BLOCK_KEYS, piece.key_end - begin);
+    block.n_runs = 0;
+    int64_t k = 0;
+    while (k < block.n) {
+        const int64_t page = (begin + k) / P, offset = begin + k - page * P;
+        const int64_t slot = (table[page] * call.n_kv_heads + kv_head) * P + offset;
+        const int64_t length = least(P - offset, block.n - k);
+        block.slots[block.n_runs] = slot;
+        block.lengths[block.n_runs++] = length;
+        for (int64_t i = 0; i < length; i++, k++) {
+            block.keys[k] = (const T*)call.keys + (slot + i) * D;
+            block.values[k] = (const T*)call.values + (slot + i) * D;
+        }
+        if (sizeof(T) == 1) {  // its scales are what is read first
+            __builtin_prefetch(call.key_scales + slot);
+            __builtin_prefetch(call.value_scales + slot);
+        }
+    }
+    for (; k < BLOCK_KEYS; k++) {
+        block.keys[k] = block.keys[k - 1];
+        block.values[k] = block.values[k - 1];
+    }
+}
+
+// Begin to bring n tokens' keys or values into the cache.
+template <typename T>
+OCTAVO_INLINE void fetch(const T* const* tokens, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(tokens[i] + d);
+}
+
+// The scales of a block's keys, and what its weights are multiplied by before they are rounded:
+// values' scales, the greatest of them brought to the greatest weight that there is. Gives what
+// undoes that.
+template <class Dot>
+float find_scales(const AttentionCall& call, const Block<int8_t>& block, const Scratch& scratch) {
+    int64_t k = 0;
+    for (int64_t run = 0; run < block.n_runs; run++)
+        for (int64_t i = block.slots[run]; i < block.slots[run] + block.lengths[run]; i++, k++) {
+            scratch.key_scales[k] = widen(call.key_scales[i]);
+            scratch.value_scales[k] = widen(call.value_scales[i]);
+        }
+    for (; k < BLOCK_KEYS; k++) scratch.key_scales[k] = scratch.value_scales[k] = 0.0f;
+    const float most = largest_magnitude(scratch.value_scales, BLOCK_KEYS);
+    const Vec factor = splat(Dot::MOST / most);
+    for (k = 0; k < BLOCK_KEYS; k += W)
+        store(scratch.value_scales + k, load(scratch.value_scales + k) * factor);
+    return most / Dot::MOST;
+}
+template <class Dot, typename T>
+float find_scales(const AttentionCall&, const Block<T>&, const Scratch&) {
+    return 1.0f;
+}
+
+constexpr int COLUMNS = W == 16 ? 4 : 2;  // vectors whose sums stay in registers, by TILE rows
+constexpr int64_t PANEL = COLUMNS * W;
+
+// How many of an element's neighbours, it and what follows, are in one panel of values.
+inline int64_t panel_width(int64_t d, int64_t D) { return d - d % PANEL + PANEL <= D ? PANEL : 2 * W; }
+
+// Keys and values as columns, in panels as wide as `multiply` takes them. Keys' panels are
+// [words of a head][PANEL], and there are BLOCK_KEYS / PANEL; values' are [words of a block][PANEL],
+// and what of D is left over makes narrower ones.
+template <class Dot, typename T>
+__attribute__((noinline)) void pack(const Block<T>& block, int64_t D, const Scratch& scratch) {
+    const int64_t n_words = D / Dot::N;
+    for (int64_t k = 0; k < block.n; k += W)
+        for (int64_t d = 0; d < n_words; d += W) {
+            IntVec v[W];
+            for (int i = 0; i < W; i++)
+                v[i] = Dot::words(block.keys[k + i] + d * Dot::N, D - d * Dot::N);
+            transpose(v);
+            for (int i = 0; i < least(W, n_words - d); i++)
+                store(scratch.keys + k / PANEL * PANEL * n_words + (d + i) * PANEL + k % PANEL, v[i]);
+        }
+    for (int64_t k = 0; k < block.n; k += Dot::N)
+        for (int64_t d = 0; d < D; d += 2 * W) {
+            IntVec v[2];
+            Dot::interleave(block.values + k, d, v);
+            const int64_t width = panel_width(d, D), first = d - d % width;
+            int32_t* const panel = scratch.values + first * (BLOCK_KEYS / Dot::N);
+            store(panel + k / Dot::N * width + d % width, v[0]);
+            store(panel + k / Dot::N * width + d % width + W, v[1]);
+        }
+}
+
+// What `multiply` asks for: a panel, or values as they lie.
+struct Packed {
+    const int32_t* panel;
+    template <int C>
+    OCTAVO_INLINE void operator()(int64_t i, IntVec (&out)[C]) const {
+        for (int c = 0; c < C; c++) out[c] = load(panel + (i * C + c) * W);
+    }
+};
+template <class Dot, typename T>
+struct Direct {
+    const T* const* tokens;
+    int64_t d;
+    template <int C>
+    OCTAVO_INLINE void operator()(int64_t i, IntVec (&out)[C]) const {
+        Dot::interleave(tokens + i * Dot::N, d, out);
+    }
+};
+
+}  // namespace
+}  // namespace octavo

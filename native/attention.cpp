@@ -131,7 +131,9 @@ extern "C" {
 
 // Attention with the given instructions; 0, or 1 where the machine does not have them.
 int octavo_attention(const octavo::AttentionCall* call, int isa) {
-    if (!octavo::runs(isa) || (isa == octavo::EMULATED && call->kv_dtype != octavo::INT8)) return 1;
+    if (!octavo::runs(isa)) return 1;
+    const bool is_float = call->kv_dtype == octavo::FP32 || call->q_dtype == octavo::FP32;
+    if (isa == octavo::EMULATED && call->kv_dtype != octavo::INT8 && is_float) return 1;
     octavo::attend(*call, octavo::kernel_of(isa));
     return 0;
 }

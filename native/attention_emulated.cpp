@@ -1,10 +1,11 @@
-// What AVX-512's kernel does to int8 keys and values, by AVX2's instructions: slow, and for tests on
-// machines that lack the others.
+// What AVX-512's kernel does to int8 and bf16, by AVX2's instructions: slow, and for tests on machines
+// that lack the others.
 #if defined(__x86_64__)
 #define OCTAVO_KERNEL attention_emulated
 #define OCTAVO_WIDTH 16
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_EMULATED
+#define OCTAVO_HAS_HALVES true
 #include "target_avx2.h"
 #include "attention_kernel.h"
 #include "target_end.h"

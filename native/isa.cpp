@@ -13,7 +13,21 @@ Isa best_isa() {
     return PORTABLE;
 }
 
+bool has_bf16_products() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 }  // namespace octavo
 
+extern "C" {
+
 // The widest that this machine runs.
-extern "C" int octavo_best_isa() { return octavo::best_isa(); }
+int octavo_best_isa() { return octavo::best_isa(); }
+
+int octavo_runs(int isa) { return octavo::runs(isa); }
+
+}  // extern "C"

@@ -45,6 +45,47 @@ struct Singles {
     static constexpr float MOST = 1.0f;
 };
 
+// The same in bf16, two numbers a word: what AVX-512 BF16 multiplies twice as fast. Queries and weights
+// are rounded to it too.
+struct Halves {
+    static constexpr int N = 2;
+    static constexpr bool COARSE = true;
+    typedef Vec Sum;
+
+    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {
+#if defined(OCTAVO_VNNI)
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+        sum += (Vec)(a << 16) * (Vec)(b << 16);
+        sum += (Vec)(a & int32_t(0xFFFF0000)) * (Vec)(b & int32_t(0xFFFF0000));
+#endif
+        return sum;
+    }
+    static OCTAVO_INLINE Vec floats(Sum sum) { return sum; }
+    static OCTAVO_INLINE Sum start(int32_t) { return Sum{}; }
+
+    static OCTAVO_INLINE IntVec words(const uint16_t* p, int64_t) { return load((const int32_t*)p); }
+    template <int C>
+    static OCTAVO_INLINE void interleave(
+        const uint16_t* const* tokens, int64_t d, IntVec (&out)[C]
+    ) {
+        for (int c = 0; c < C; c++) {
+            const IntVec upper = (IntVec)load(tokens[1] + d + c * W);
+            const IntVec lower = (IntVec)load(tokens[0] + d + c * W);
+            out[c] = upper | (IntVec)((UnsignedVec)lower >> 16);
+        }
+    }
+    static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
+        for (int64_t d = 0; d < n; d += W) store((uint16_t*)words + d, load(q + d));
+        *begin = 0;
+        return 1.0f;
+    }
+    static OCTAVO_INLINE void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
+        store((uint16_t*)words + k, weights);
+    }
+    static constexpr float MOST = 1.0f;
+};
+
 // A query in integers of at most `most`, as Q; gives its scale. They are summed up in *sum.
 template <typename Q>
 OCTAVO_INLINE float quantize_query(const float* q, int64_t n, float most, Q* out, int32_t* sum) {

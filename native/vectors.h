@@ -20,6 +20,7 @@ namespace {
 constexpr int W = OCTAVO_WIDTH;
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
+typedef uint32_t UnsignedVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
 typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 
@@ -44,7 +45,7 @@ OCTAVO_INLINE Vec load(const uint16_t* p) {
 #if OCTAVO_WIDTH == 8
     return (Vec)((IntVec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
 #elif OCTAVO_WIDTH == 16 && defined(OCTAVO_VNNI)
-    return (Vec)((IntVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
+    return (Vec)((IntVec)_mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_loadu_si256((const __m256i*)p)) << 16);
 #else
     HalfVec half;
     memcpy(&half, p, sizeof half);

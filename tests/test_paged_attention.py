@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from octavo import kernels
 from octavo.kernels import paged, reference
 from octavo.kernels.cpu import attention, library
 from octavo.kernels.kv_pages import KVPages
+from tests.paging import ATTEND, INT8_NATIVE, NATIVE, PAGE, Attend, poison_all_but, random_batch
 
-PAGE = 4
-Attend = Callable[..., Tensor]
-
-
-def by_library(isa: int, *batch: Any) -> Tensor:
-    loaded = attention.usable()
-    if loaded is None or loaded.octavo_best_isa() < isa < library.ISAS.index("emulated"):
-        pytest.skip(f"no {library.ISAS[isa]} here")
-    return attention._attend(loaded, isa, *batch)
-
-
-NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)}
-ATTEND = {"torch": paged.attention} | NATIVE
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
-
-
-def random_batch(
-    generator: torch.Generator, longest_chunk: int, group: int, head_dim: int = 32
-) -> tuple[Tensor, KVPages, Tensor, list[int], list[int]]:
-    """Sequences with new tokens and a past each, their pages shuffled among unused ones."""
-
-    def pick(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=generator))
-
-    count = pick(1, 7)
-    query_lens = [pick(1, longest_chunk + 1) for _ in range(count)]
-    kv_lens = [n + pick(0, 60) for n in query_lens]
-    n_blocks = max(-(-n // PAGE) for n in kv_lens)
-    order = torch.randperm(count * n_blocks + 5, generator=generator)
-    page_table = order[: count * n_blocks].view(count, n_blocks)
-    shape = (len(order), 2, PAGE, head_dim)
-    pages = KVPages(*(torch.randn(shape, generator=generator) for _ in range(2)))
-    q = torch.randn(sum(query_lens), 2 * group, head_dim, generator=generator)
-    return q, pages, page_table, query_lens, kv_lens
 
 
 @attend_each
@@ -92,17 +58,20 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
     assert torch.allclose(attend(*batch), paged.attention_reference(*batch), atol=1e-5)
 
 
-@attend_each
+@pytest.mark.parametrize(
+    "attend", (ATTEND | {"emulated": INT8_NATIVE["emulated"]}).values(), ids=[*ATTEND, "emulated"]
+)
 def test_head_sizes_and_bf16(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(6)
     for head_dim in (32, 64, 96, 128):
-        q, pages, *rest = random_batch(generator, 20, 4, head_dim)
-        halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
-        batch: Any = (q.bfloat16(), halved, *rest, 25)
-        expected = paged.attention_reference(*batch)
-        result = attend(*batch)
-        assert result.dtype == torch.bfloat16
-        assert torch.allclose(result.float(), expected.float(), atol=2**-7)
+        for longest_chunk in (1, 20):
+            q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
+            halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
+            batch: Any = (q.bfloat16(), halved, *rest, 25)
+            expected = paged.attention_reference(*batch)
+            result = attend(*batch)
+            assert result.dtype == torch.bfloat16
+            assert torch.allclose(result.float(), expected.float(), atol=2**-8, rtol=2**-7)
 
 
 @attend_each
@@ -150,31 +119,44 @@ def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
             assert torch.allclose(result[i], expected, atol=1e-6)
 
 
-@attend_each
 @pytest.mark.parametrize("window", [None, 6])
-def test_it_reads_no_other_page(attend: Attend, window: int | None) -> None:
+@pytest.mark.parametrize(
+    ("attend", "poison"),
+    # In PyTorch a probability of 0 times NaN is NaN.
+    [(paged.attention, 1e9), *((each, float("nan")) for each in NATIVE.values())],
+    ids=ATTEND.keys(),
+)
+def test_it_reads_no_other_slot(attend: Attend, poison: float, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
     for longest_chunk in (1, 30):
-        q, pages, page_table, query_lens, kv_lens = random_batch(generator, longest_chunk, 2)
-        before = attend(q, pages, page_table, query_lens, kv_lens, window)
-        poisoned = torch.ones(len(pages.keys), PAGE, dtype=torch.bool)
-        for row, n_new, n_keys in zip(page_table, query_lens, kv_lens, strict=True):
-            low = 0 if window is None else max(0, n_keys - n_new - window + 1)
-            for position in range(low, n_keys):
-                poisoned[row[position // PAGE], position % PAGE] = False
-        pages.keys.transpose(1, 2)[poisoned] = 1e9
-        pages.values.transpose(1, 2)[poisoned] = -1e9
-        after = attend(q, pages, page_table, query_lens, kv_lens, window)
-        assert torch.equal(before, after)
+        batch = random_batch(generator, longest_chunk, 2)
+        before = attend(*batch, window)
+        poison_all_but(batch, window, poison)
+        assert torch.equal(before, attend(*batch, window))
+
+
+@attend_each
+def test_queries_and_pages_of_different_dtypes(attend: Attend) -> None:
+    generator = torch.Generator().manual_seed(12)
+    for longest_chunk in (1, 20):
+        q, pages, *rest = random_batch(generator, longest_chunk, 4)
+        halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
+        for queries, kept in ((q, halved), (q.bfloat16(), pages)):
+            batch: Any = (queries, kept, *rest, 25)
+            expected = paged.attention_reference(*batch)
+            result = attend(*batch)
+            assert result.dtype == queries.dtype
+            atol = 1e-5 if queries.dtype == torch.float32 else 2**-7
+            assert torch.allclose(result.float(), expected.float(), atol=atol)
 
 
 @pytest.fixture
 def reloaded() -> Iterator[None]:
     """The library is looked for anew, and again after the test."""
-    for cached in (library.load, attention.usable):
+    for cached in (library.load, attention.best_isa):
         cached.cache_clear()
     yield
-    for cached in (library.load, attention.usable):
+    for cached in (library.load, attention.best_isa):
         cached.cache_clear()
 
 

@@ -65,8 +65,8 @@ def test_the_source_keeps_its_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     report = run(source, tmp_path / "out")
     tensors = read_tensors(report.folder)
     assert {t.dtype for t in tensors.values()} == {torch.int8, dtype}
-    # The norm that quantises adds in another order than the one that calibration reads, and at a tie
-    # between two numbers of the grid that decides: 0.1 % of a divergence of 9e-5 was seen.
+    # The norm that quantises adds in another order than the one that calibration reads, and at a
+    # tie between two numbers of the grid that decides: 0.1 % of a divergence of 9e-5 was seen.
     assert report.kl == pytest.approx(lost(source, report.folder).kl, rel=5e-3)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from octavo.kernels import fused, paged
 from octavo.kernels.cpu import library as native
 from octavo.kernels.cpu.library import ISAS
-from octavo.kernels.kv_pages import KVPages
+from octavo.kernels.kv_pages import KVPages, quantize_kv
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int8)  # by their numbers in native/attention.h
+FLOATS = (torch.float32, torch.bfloat16)
+DTYPES = (*FLOATS, torch.int8)  # by their numbers in native/attention.h
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
 _FIRST_PAGE = torch.zeros(1, 1, dtype=torch.int64)
 _POINTERS = (
@@ -38,13 +39,12 @@ class _Call(ctypes.Structure):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `octavo.kernels.reference.attention`, same arguments; by the library where it can be."""
-    library = usable()
     # A sequence that is not kept is one page.
     pages = KVPages(k.transpose(0, 1)[None], v.transpose(0, 1)[None])
-    if library is None or not _serves(q, pages):
+    library, isa = usable(), best_isa()
+    if library is None or isa is None or not _serves(q, pages):
         return fused.attention(q, k, v, window)
     pages = KVPages(pages.keys.contiguous(), pages.values.contiguous())
-    isa = library.octavo_best_isa()
     return _attend(library, isa, q, pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
 
 
@@ -57,30 +57,45 @@ def paged_attention(
     window: int | None,
 ) -> Tensor:
     """As `paged.attention_reference`, same arguments; by the library where it can be used."""
-    library = usable()
-    if library is None or not _serves(q, pages):
+    library, isa = usable(), best_isa()
+    if library is None or isa is None or not _serves(q, pages):
         return paged.attention(q, pages, page_table, query_lens, kv_lens, window)
-    isa = library.octavo_best_isa()
     return _attend(library, isa, q, pages, page_table, query_lens, kv_lens, window)
 
 
-@cache
 def usable() -> ctypes.CDLL | None:
     """The library; None where there is none, or it computes wrong here, which is said once."""
+    return None if best_isa() is None else native.load()
+
+
+@cache
+def best_isa() -> int | None:
+    """The widest instructions here that compute right, an index into ISAS; None is none."""
     library = native.load()
-    if library is not None and not _is_right(library):
-        native.distrust("attention")
+    if library is None:
         return None
-    return library
+    best = library.octavo_best_isa()
+    for isa in range(best, -1, -1):
+        if _is_right(library, isa):
+            if isa < best:
+                native.distrust(f"attention by {ISAS[best]}", f"that by {ISAS[isa]}")
+            return isa
+    native.distrust("attention")
+    return None
 
 
 def _serves(q: Tensor, pages: KVPages) -> bool:
     return (
         q.device.type == "cpu"
-        and q.dtype in DTYPES
+        and q.dtype in FLOATS
         and pages.keys.dtype in DTYPES
         and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
     )
+
+
+def runs(library: ctypes.CDLL, isa: int) -> bool:
+    """Whether this machine runs these instructions, an index into ISAS."""
+    return bool(library.octavo_runs(isa))
 
 
 def _attend(
@@ -111,15 +126,23 @@ def _attend(
     return out
 
 
-def _is_right(library: ctypes.CDLL) -> bool:
-    """A small batch against the definition: a chunk and single tokens, with and without window."""
+def _is_right(library: ctypes.CDLL, isa: int) -> bool:
+    """Small batches against the definition: a chunk and single tokens, with and without window."""
     generator = torch.Generator().manual_seed(0)
-    pages = KVPages(*(torch.randn(6, 2, 4, 32, generator=generator) for _ in range(2)))
-    q = torch.randn(12, 6, 32, generator=generator)
+    keys, values = (torch.randn(6, 2, 4, 64, generator=generator) for _ in range(2))
+    q = torch.randn(12, 6, 64, generator=generator)
     table, query_lens, kv_lens = torch.tensor([[4, 1, 5], [3, 0, 2]]), [11, 1], [12, 9]
-    for window in (None, 5):
-        batch = (q, pages, table, query_lens, kv_lens, window)
-        found = _attend(library, library.octavo_best_isa(), *batch)
-        if not torch.allclose(found, paged.attention_reference(*batch), atol=1e-4):
-            return False
+    in_int8 = (quantize_kv(x.flatten(0, 1)) for x in (keys, values))
+    (k, k_scales), (v, v_scales) = ((x.view(6, 2, 4, 64), s.view(6, 2, 4)) for x, s in in_int8)
+    for queries, pages, error in (
+        (q, KVPages(keys, values), 1e-5),
+        (q.bfloat16(), KVPages(keys.bfloat16(), values.bfloat16()), 0.01),
+        (q, KVPages(k, v, k_scales, v_scales), 0.02),
+    ):
+        for window in (None, 5):
+            batch = (queries, pages, table, query_lens, kv_lens, window)
+            expected = paged.attention_reference(*batch).float()
+            # Written so that a NaN is wrong.
+            if not (_attend(library, isa, *batch) - expected).norm() <= error * expected.norm():
+                return False
     return True

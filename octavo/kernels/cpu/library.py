@@ -37,9 +37,9 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
-def distrust(what: str) -> None:
-    """Say that a kernel failed its self-check, and that its twin in PyTorch takes its place."""
-    logger.warning("octavo: %s of %s computes wrong here; PyTorch's runs", what, LIBRARY)
+def distrust(what: str, instead: str = "PyTorch's") -> None:
+    """Say that a kernel failed its self-check, and which twin takes its place."""
+    logger.warning("octavo: %s of %s computes wrong here; %s runs", what, LIBRARY, instead)
 
 
 def pointers(tensors: Iterable[Tensor | None]) -> list[int | None]:

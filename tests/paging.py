@@ -1,0 +1,82 @@
+"""Batches of sequences in pages, and everything that attends to them.
+
+q, pages, page_table, query_lens, kv_lens = random_batch(generator, longest_chunk=4, group=2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.kernels import paged
+from octavo.kernels.cpu import attention, library
+from octavo.kernels.kv_pages import KVPages, quantize_kv
+
+PAGE = 4
+Attend = Callable[..., Tensor]
+Batch = tuple[Tensor, KVPages, Tensor, list[int], list[int]]
+
+
+def by_library(isa: int, *batch: Any) -> Tensor:
+    """By the library with given instructions; skips the test where the machine lacks them."""
+    loaded = attention.usable()
+    if loaded is None or not attention.runs(loaded, isa):
+        pytest.skip(f"no {library.ISAS[isa]} here")
+    return attention._attend(loaded, isa, *batch)
+
+
+# `emulated` does what AVX-512 does to int8 and bf16, and nothing else.
+INT8_NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)}
+NATIVE = {name: attend for name, attend in INT8_NATIVE.items() if name != "emulated"}
+ATTEND = {"torch": paged.attention} | NATIVE
+INT8_ATTEND = {"torch": paged.attention} | INT8_NATIVE
+
+
+def random_batch(
+    generator: torch.Generator, longest_chunk: int, group: int, head_dim: int = 32
+) -> Batch:
+    """Sequences with new tokens and a past each, their pages shuffled among unused ones."""
+
+    def pick(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    count = pick(1, 7)
+    query_lens = [pick(1, longest_chunk + 1) for _ in range(count)]
+    kv_lens = [n + pick(0, 60) for n in query_lens]
+    n_blocks = max(-(-n // PAGE) for n in kv_lens)
+    order = torch.randperm(count * n_blocks + 5, generator=generator)
+    page_table = order[: count * n_blocks].view(count, n_blocks)
+    shape = (len(order), 2, PAGE, head_dim)
+    pages = KVPages(*(torch.randn(shape, generator=generator) for _ in range(2)))
+    q = torch.randn(sum(query_lens), 2 * group, head_dim, generator=generator)
+    return q, pages, page_table, query_lens, kv_lens
+
+
+def quantised(pages: KVPages) -> KVPages:
+    """The same pages in int8."""
+    kept = []
+    for tensor in (pages.keys, pages.values):
+        n_pages, n_kv_heads, page_size, head_dim = tensor.shape
+        q, scales = quantize_kv(tensor.view(-1, 1, head_dim))
+        kept.append((q.view_as(tensor), scales.view(n_pages, n_kv_heads, page_size)))
+    (keys, key_scales), (values, value_scales) = kept
+    return KVPages(keys, values, key_scales, value_scales)
+
+
+def poison_all_but(batch: Batch, window: int | None, poison: float) -> None:
+    """Write into every slot that the batch's queries do not see, scales included."""
+    _, pages, page_table, query_lens, kv_lens = batch
+    unseen = torch.ones(len(pages.keys), pages.page_size, dtype=torch.bool)
+    for row, n_new, n_keys in zip(page_table, query_lens, kv_lens, strict=True):
+        low = 0 if window is None else max(0, n_keys - n_new - window + 1)
+        for position in range(low, n_keys):
+            unseen[row[position // pages.page_size], position % pages.page_size] = False
+    for tensor in pages:
+        if tensor is not None:
+            worst = poison if tensor.is_floating_point() else 127
+            tensor.transpose(1, 2)[unseen] = worst

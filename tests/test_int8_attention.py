@@ -1,0 +1,148 @@
+"""Attention over int8 pages by integer products: close to what fp32 makes of the same pages.
+
+`emulated` is the code for AVX-512 VNNI with its one instruction spelled out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.kernels import paged
+from octavo.kernels.cpu import attention, library
+from octavo.kernels.kv_pages import KVPages
+from tests.paging import (
+    INT8_ATTEND,
+    INT8_NATIVE,
+    Attend,
+    poison_all_but,
+    quantised,
+    random_batch,
+)
+
+attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_ATTEND.keys())
+native_each = pytest.mark.parametrize("attend", INT8_NATIVE.values(), ids=INT8_NATIVE.keys())
+
+
+def relative_error(attend: Attend, *batch: Any) -> float:
+    """Of a batch, Frobenius norms, against the definition."""
+    expected = paged.attention_reference(*batch).float()
+    found = attend(*batch)
+    assert found.dtype == batch[0].dtype and found.shape == expected.shape
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+@attend_each
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 8, 9, 30])
+@pytest.mark.parametrize("longest_chunk", [1, 4, 40])
+def test_it_is_close_to_its_definition(
+    attend: Attend, window: int | None, longest_chunk: int
+) -> None:
+    generator = torch.Generator().manual_seed(longest_chunk)
+    for group in (1, 2, 3, 4, 8):
+        q, pages, *rest = random_batch(generator, longest_chunk, group)
+        assert relative_error(attend, q, quantised(pages), *rest, window) < 0.01
+
+
+@attend_each
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_sizes_and_dtypes_of_queries(
+    attend: Attend, head_dim: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    for longest_chunk in (1, 20):
+        q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
+        assert relative_error(attend, q.to(dtype), quantised(pages), *rest, 25) < 0.01
+
+
+@pytest.mark.parametrize("attend", [INT8_NATIVE["portable"], INT8_NATIVE["avx2"]])
+def test_with_sixteen_bits_queries_and_weights_cost_next_to_nothing(attend: Attend) -> None:
+    q, pages, *rest = random_batch(torch.Generator().manual_seed(7), 20, 4, 128)
+    assert relative_error(attend, q, quantised(pages), *rest, None) < 0.001
+
+
+@attend_each
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 9000), (3, 4099), (16, 8192), (17, 5000)])
+@pytest.mark.parametrize("window", [None, 4096, 4500])
+def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int | None) -> None:
+    generator = torch.Generator().manual_seed(5)
+    n_pages = -(-n_keys // 16)
+    pages = KVPages(*(torch.randn(n_pages, 2, 16, 64, generator=generator) for _ in range(2)))
+    # Sharp enough that a few keys among thousands matter.
+    q = 2 * torch.randn(n_queries, 4, 64, generator=generator)
+    table = torch.randperm(n_pages, generator=generator)[None]
+    batch = (q, quantised(pages), table, [n_queries], [n_keys], window)
+    assert relative_error(attend, *batch) < 0.02
+
+
+@attend_each
+def test_scales_far_apart(attend: Attend) -> None:
+    """One loud token among quiet ones: what the quiet ones say is not lost in its rounding."""
+    generator = torch.Generator().manual_seed(9)
+    q, pages, *rest = random_batch(generator, 20, 4)
+    loud = torch.rand(pages.keys.shape[:3], generator=generator)[..., None] < 0.1
+    values = torch.where(loud, 30 * pages.values, pages.values)
+    keys = torch.where(loud, 0.1 * pages.keys, pages.keys)
+    # AVX-512's products have 8 bits for the weights, of which the loud values take most.
+    eight_bits = attend in (INT8_NATIVE["avx512"], INT8_NATIVE["emulated"])
+    limit = 0.03 if eight_bits else 0.01
+    assert relative_error(attend, q, quantised(KVPages(keys, values)), *rest, None) < limit
+
+
+@native_each
+@pytest.mark.parametrize("window", [None, 6])
+def test_it_reads_no_other_slot(attend: Attend, window: int | None) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for longest_chunk in (1, 30):
+        q, pages, *rest = random_batch(generator, longest_chunk, 2)
+        batch: Any = (q, quantised(pages), *rest)
+        before = attend(*batch, window)
+        poison_all_but(batch, window, float("nan"))
+        assert torch.equal(before, attend(*batch, window))
+
+
+@native_each
+def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) -> None:
+    generator = torch.Generator().manual_seed(8)
+    q, pages, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
+    pages = quantised(pages)
+    together = attend(q, pages, page_table, query_lens, kv_lens, 12).split(query_lens)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for i, queries in enumerate(q.split(query_lens)):
+            one = slice(i, i + 1)
+            alone = attend(queries, pages, page_table[one], query_lens[one], kv_lens[one], 12)
+            assert torch.equal(alone, together[i])
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@native_each
+@pytest.mark.parametrize("what", ["query", "key scale", "value scale"])
+def test_a_nan_is_not_rounded_away(attend: Attend, what: str) -> None:
+    for longest_chunk in (1, 30):
+        q, pages, *rest = random_batch(torch.Generator().manual_seed(3), longest_chunk, 2)
+        pages = quantised(pages)
+        assert pages.key_scales is not None and pages.value_scales is not None
+        if what == "query":
+            q[0, 0, 5] = float("nan")
+        else:
+            scales = pages.key_scales if what == "key scale" else pages.value_scales
+            page_table: Any = rest[0]
+            scales[page_table[0, 0], 0, 0] = float("nan")
+        assert attend(q, pages, *rest, None)[0, 0].isnan().all()
+
+
+def test_of_the_instructions_there_are_the_widest_that_compute_right_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = library.load()
+    if loaded is None or loaded.octavo_best_isa() == 0:
+        pytest.skip("no more than one to choose from here")
+    best, right = loaded.octavo_best_isa(), attention._is_right
+    monkeypatch.setattr(attention, "_is_right", lambda found, isa: isa < best and right(found, isa))
+    assert attention.best_isa.__wrapped__() == best - 1

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from octavo import kernels
 from octavo.kernels import append, reference
+from octavo.kernels.cpu import append as native
+from octavo.kernels.cpu import library
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages, quantize_kv
 from octavo.model.rope import rotary_angles
 
 PAGE = 4
+
+
+def by_library(isa: int, *tensors: Any) -> Tensor:
+    loaded = library.load()
+    if loaded is None or isa > loaded.octavo_best_isa():
+        pytest.skip(f"no {library.ISAS[isa]} here")
+    q, k, v, cos, sin, pages, slots = tensors
+    return native._append(q, k, v, cos, sin, pages, slots, isa)
+
+
+APPEND: dict[str, Callable[..., Tensor]] = {
+    "definition": append.rotary_append,
+    "chosen": native.rotary_append,
+    "portable": partial(by_library, 0),
+    "avx2": partial(by_library, 1),
+}
+append_each = pytest.mark.parametrize("rotary_append", APPEND.values(), ids=APPEND.keys())
 
 
 def filled_pages(n_pages: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype) -> KVPages:
@@ -32,16 +54,17 @@ def in_slots(pages: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     return flat[slots], flat[others]
 
 
+@append_each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.int8])
 def test_new_tokens_are_turned_and_stored_in_their_slots_alone(
-    dtype: torch.dtype, kept: torch.dtype
+    dtype: torch.dtype, kept: torch.dtype, rotary_append: Callable[..., Tensor]
 ) -> None:
     pages = filled_pages(5, 2, 32, kept)
     q, k, v = (torch.randn(3, n_heads, 32).to(dtype) for n_heads in (6, 2, 2))
     slots = torch.tensor([2 * PAGE + 3, 0, 4 * PAGE + 1])
     cos, sin = rotary_angles(torch.tensor([0, 5, 1000]), 32, 1e4)
-    turned = kernels.rotary_append(q, k, v, cos, sin, pages, slots)
+    turned = rotary_append(q, k, v, cos, sin, pages, slots)
     assert turned.dtype == dtype
     assert torch.allclose(turned, reference.apply_rotary(q, cos, sin), atol=1e-6, rtol=2**-8)
     turned_keys = reference.apply_rotary(k, cos, sin)
@@ -83,3 +106,33 @@ def test_append_alone_turns_nothing() -> None:
     k, v = torch.randn(1, 2, 32), torch.randn(1, 2, 32)
     append.append_kv(k, v, pages, torch.tensor([5]))
     assert torch.equal(pages.keys[1, :, 1], k[0]) and torch.equal(pages.values[1, :, 1], v[0])
+
+
+@append_each
+def test_zeros_and_what_is_no_number_are_stored_as_such(
+    rotary_append: Callable[..., Tensor],
+) -> None:
+    pages = filled_pages(1, 2, 32, torch.int8)
+    k = v = torch.zeros(2, 2, 32)
+    v = v.clone()
+    v[1, 1, 3] = float("nan")
+    cos, sin = rotary_angles(torch.tensor([0, 1]), 32, 1e4)
+    rotary_append(torch.zeros(2, 4, 32), k, v, cos, sin, pages, torch.tensor([1, 2]))
+    assert pages.key_scales is not None and pages.value_scales is not None
+    assert not pages.keys[0, :, 1:3].any() and (pages.key_scales[0, :, 1:3] == 1).all()
+    assert pages.value_scales[0, 1, 2].isnan() and pages.value_scales[0, 1, 1] == 1
+
+
+@append_each
+def test_many_tokens_are_stored_as_one_by_one(rotary_append: Callable[..., Tensor]) -> None:
+    q, k, v = (torch.randn(50, n_heads, 64) for n_heads in (4, 2, 2))
+    cos, sin = rotary_angles(torch.arange(50) * 2000, 64, 1e8)
+    slots = torch.randperm(15 * PAGE)[:50]
+    together, alone = (filled_pages(15, 2, 64, torch.int8) for _ in range(2))
+    turned = rotary_append(q, k, v, cos, sin, together, slots)
+    for i in range(50):
+        row = slice(i, i + 1)
+        one = rotary_append(q[row], k[row], v[row], cos[row], sin[row], alone, slots[row])
+        assert torch.equal(one, turned[row])
+    for a, b in zip(together, alone, strict=True):
+        assert a is not None and b is not None and torch.equal(a, b)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from octavo.config import ModelConfig
 from octavo.model import Transformer
 from octavo.model.linear import LinearW8A8
+from octavo.process import return_free_memory
 
 DTYPE = torch.bfloat16  # of what is not quantised, and of the computation
 BLOCK_ELEMENTS = 2**22 + 257  # odd, so that equal numbers are not below each other in a matrix
@@ -42,6 +43,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
         del state
         if isinstance(module, LinearW8A8):
             module.pack()
+            return_free_memory()  # matrices under 32 MiB lie in the heap, and leave holes there
     if config.tied_embeddings:
         model.output.weight = model.tok_embeddings.weight
     return model.requires_grad_(False).eval()

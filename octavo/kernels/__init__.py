@@ -3,7 +3,7 @@
 The model calls these names and never asks which implementation answers.
 """
 
-from octavo.kernels.append import rotary_append
+from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
 from octavo.kernels.cpu.linear import (
     linear,

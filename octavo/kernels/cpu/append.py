@@ -1,0 +1,106 @@
+"""Turning queries and keys and storing keys and values, by the C++ library (`native/append*`)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from octavo.kernels import append
+from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu.attention import DTYPES, HEAD_DIM_MULTIPLE
+from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
+
+_POINTERS = (
+    "q", "k", "v", "turned", "cos", "sin", "keys", "values", "key_scales", "value_scales", "slots",
+)  # fmt: skip
+_SIZES = (
+    "n_tokens", "n_heads", "n_kv_heads", "head_dim", "page_size", "n_threads", "q_dtype",
+    "kv_dtype",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """`AppendCall` of native/append.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+    )
+
+
+def rotary_append(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
+) -> Tensor:
+    """As `octavo.kernels.append.rotary_append`, same arguments; by the library where it can be."""
+    serves = (
+        q.device.type == "cpu"
+        and q.dtype in DTYPES[:2]
+        and pages.keys.dtype in DTYPES
+        and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
+    )
+    if not (serves and usable()):
+        return append.rotary_append(q, k, v, cos, sin, pages, slot_mapping)
+    return _append(q, k, v, cos, sin, pages, slot_mapping)
+
+
+@cache
+def usable() -> bool:
+    """Whether the library is there and computes right, which is tried once."""
+    if native.load() is None:
+        return False
+    if not _is_right():
+        native.distrust("storing keys and values")
+        return False
+    return True
+
+
+def _append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    pages: KVPages,
+    slot_mapping: Tensor,
+    isa: int | None = None,
+) -> Tensor:
+    """The same with given instructions, an index into ISAS, or the best that it is built for."""
+    library = native.load()
+    assert library is not None
+    n_tokens, n_heads, head_dim = q.shape
+    _, n_kv_heads, page_size, _ = pages.keys.shape
+    assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
+    tensors = [each.contiguous() for each in (q, k, v, torch.empty_like(q), cos, sin)]
+    slot_mapping = slot_mapping.contiguous()
+    call = _Call(
+        *native.pointers(tensors), *native.pointers(pages), slot_mapping.data_ptr(), n_tokens,
+        n_heads, n_kv_heads, head_dim, page_size, torch.get_num_threads(), DTYPES.index(q.dtype),
+        DTYPES.index(pages.keys.dtype),
+    )  # fmt: skip
+    if isa is None:
+        isa = min(native.ISAS.index("avx2"), library.octavo_best_isa())
+    if library.octavo_rotary_append(ctypes.byref(call), isa):
+        raise ValueError(f"this machine does not run {native.ISAS[isa]}")
+    return tensors[3]
+
+
+def _is_right() -> bool:
+    """A few tokens against the definition, in floating point and in int8."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(5, heads, 32, generator=generator) for heads in (4, 2, 2))
+    angles = torch.rand(5, 16, generator=generator)
+    slots = torch.tensor([3, 9, 4, 0, 11])
+    for dtype in (torch.float32, torch.int8):
+        batches = []
+        for compute in (append.rotary_append, _append):
+            pages = [torch.zeros(3, 2, 4, 32, dtype=dtype) for _ in range(2)]
+            scales = [torch.zeros(3, 2, 4, dtype=SCALE_DTYPE) for _ in range(2)]
+            kept = KVPages(*pages, *scales) if dtype == torch.int8 else KVPages(*pages)
+            turned = compute(q, k, v, angles.cos(), angles.sin(), kept, slots)
+            batches.append((turned, *kept.gather(torch.arange(3))))
+        if not all(torch.allclose(a, b, atol=0.05) for a, b in zip(*batches, strict=True)):
+            return False
+    return True

@@ -29,7 +29,7 @@ from benchmarks.targets import LLAMA, VLLM
 
 PEERS = Path(__file__).parent / "peers"
 DOCS = Path(__file__).parent.parent / "docs"
-PROMPT, STEPS = 128, 32  # of decoding: tokens before it, and its own
+PROMPT = 128  # tokens before decoding
 LONG = 1024  # tokens of a prompt that warms up by itself, here and in the peers' drivers
 TIMEOUT = 3600.0  # seconds of one process
 Result = dict[str, Any]
@@ -69,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         "--llama-prefill", type=int, nargs="*", default=[128, 512, 4096], help="llama.cpp's"
     )
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 4, 8, 16], help="batches")
+    parser.add_argument("--steps", type=int, default=32, help="of decoding")
     parser.add_argument(
         "--context", type=int, default=131_072, help="tokens in all of the long decode; 0: none"
     )
@@ -136,7 +137,8 @@ def measure_octavo(options: argparse.Namespace) -> Result:
     }
     for head in ("int8", "bf16"):
         result[f"decode_{head}_head"] = {
-            str(n): bench(head=head, prompt=PROMPT, decode=STEPS, batch=n) for n in options.decode
+            str(n): bench(head=head, prompt=PROMPT, decode=options.steps, batch=n)
+            for n in options.decode
         }
     longest = max(options.prefill, default=0)
     if longest > options.chunk and options.kv != "bf16":
@@ -162,7 +164,7 @@ def measure_vllm(options: argparse.Namespace) -> Result:
     folder = w8a8_folder(options.work, options.shape, options.layers)
     command = [
         options.vllm_python, str(PEERS / "run_vllm.py"), str(folder),
-        "--chunk", str(options.chunk), *common_arguments(),
+        "--chunk", str(options.chunk), *common_arguments(options),
     ]  # fmt: skip
     env = environment(options) | {
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores()[: options.threads])),
@@ -179,7 +181,7 @@ def measure_llama(options: argparse.Namespace) -> Result:
     """The same of llama.cpp."""
     file = q8_file(options.work, options.shape, options.layers, options.llama_python)
     script = str(PEERS / "run_llama.py")
-    command = [options.llama_python, script, str(file), *common_arguments()]
+    command = [options.llama_python, script, str(file), *common_arguments(options)]
     env = environment(options)
     speed = run_to_file([*command, *lengths(options.llama_prefill, options.decode)], env, TIMEOUT)
     start = run_to_file([*command, "--start"], env, TIMEOUT)
@@ -209,9 +211,9 @@ def run_module(name: str, arguments: list[str], options: argparse.Namespace) -> 
     return figures
 
 
-def common_arguments() -> list[str]:
+def common_arguments(options: argparse.Namespace) -> list[str]:
     """What both peers are told in the same words."""
-    return ["--prompt", str(PROMPT), "--steps", str(STEPS)]
+    return ["--prompt", str(PROMPT), "--steps", str(options.steps)]
 
 
 def lengths(prefill: list[int], decode: list[int]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-SAMPLE_SECONDS = 0.1  # between looks at the memory
+SAMPLE_SECONDS = 1.0  # between looks at the memory; each costs milliseconds of a core
 TAIL = 4000  # characters of what a failed program printed that are shown
 
 

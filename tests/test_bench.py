@@ -40,6 +40,7 @@ MEASURED: dict[str, type] = {
 def _little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = partial(machine.read_bytes_per_second, 2**24)
     monkeypatch.setattr(machine, "read_bytes_per_second", quick)
+    monkeypatch.setattr(machine, "SECONDS", 0.02)
 
 
 @pytest.fixture

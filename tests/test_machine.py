@@ -23,15 +23,14 @@ def native() -> ctypes.CDLL:
     return loaded
 
 
+@pytest.mark.parametrize("streams", machine.STREAMS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_every_word_is_read_once(native: ctypes.CDLL, threads: int) -> None:
-    words = torch.arange(16 * 6 * 100, dtype=torch.int64)
+def test_every_word_is_read_once(native: ctypes.CDLL, threads: int, streams: int) -> None:
+    words = torch.arange(16 * 6 * 6 * 100, dtype=torch.int64)
     read = native.octavo_machine_read
     read.restype = ctypes.c_uint64
-    found = read(
-        ctypes.c_void_p(words.data_ptr()), ctypes.c_int64(words.nbytes), ctypes.c_int64(threads)
-    )
-    assert found == int(words.sum())
+    sizes = (ctypes.c_int64(n) for n in (words.nbytes, threads, streams))
+    assert read(ctypes.c_void_p(words.data_ptr()), *sizes) == int(words.sum())
 
 
 def test_arithmetic_is_counted_for_every_round_and_thread(native: ctypes.CDLL) -> None:
@@ -50,6 +49,7 @@ def test_without_the_library_there_is_a_rate_of_reading_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine.native, "load", lambda: None)
+    monkeypatch.setattr(machine, "SECONDS", 0.02)
     assert machine.read_bytes_per_second(2**20) > 0
     assert machine.int8_operations_per_second() is None
 

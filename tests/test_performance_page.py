@@ -160,7 +160,7 @@ import argparse, json, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--out")
 held = bytearray(b"x") * (300 << 20)
-time.sleep(0.5)
+time.sleep(1.5)
 with open(parser.parse_args().out, "w") as file:
     json.dump({"first_token_at": time.time(), "other": 1}, file)
 """
@@ -169,7 +169,7 @@ with open(parser.parse_args().out, "w") as file:
 def test_a_process_is_measured_from_its_start_with_its_memory() -> None:
     result = run_to_file([sys.executable, "-c", WRITER], {}, 60)
     assert result["other"] == 1 and "first_token_at" not in result
-    assert 0.5 <= result["first_token_s"] < 30
+    assert 1.5 <= result["first_token_s"] < 30
     assert 300 << 20 <= result["peak_rss_bytes"] < 600 << 20
 
 

@@ -11,12 +11,15 @@ import torch
 from octavo.kernels.cpu import library as native
 
 READ_BYTES = 2**29  # far more than any cache that a few threads share
-RUNS = 5  # of which the best counts: whatever else runs can only take from it
+STREAMS = (1, 3, 6)  # that a thread reads at once; not powers of two, which meet in the same banks
+SECONDS = 0.5  # of runs of which the best counts: whatever else runs can only take from it
 _ROUNDS = 2**20  # of int8 arithmetic: tens of milliseconds
 
 
 def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
     """The rate at which all of PyTorch's threads together read memory, each a part of its own.
+
+    The best of several ways: a thread may read one run of memory or a few side by side.
 
     Args:
         n_bytes: of memory that is taken for it, a multiple of 8.
@@ -27,7 +30,13 @@ def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
         return n_bytes / _best_seconds(buffer.sum)
     address, threads = ctypes.c_void_p(buffer.data_ptr()), ctypes.c_int64(torch.get_num_threads())
     size = ctypes.c_int64(n_bytes)
-    return n_bytes / _best_seconds(lambda: library.octavo_machine_read(address, size, threads))
+
+    def read(n_streams: int) -> Callable[[], object]:
+        return lambda: library.octavo_machine_read(
+            address, size, threads, ctypes.c_int64(n_streams)
+        )
+
+    return n_bytes / min(_best_seconds(read(n_streams)) for n_streams in STREAMS)
 
 
 def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:
@@ -49,9 +58,9 @@ def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:
 
 
 def _best_seconds(run: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(RUNS):
-        started = time.perf_counter()
+    run()
+    best, begun = float("inf"), time.perf_counter()
+    while (started := time.perf_counter()) < begun + SECONDS:
         run()
         best = min(best, time.perf_counter() - started)
     return best

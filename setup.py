@@ -9,12 +9,10 @@ from glob import glob
 from setuptools import Extension, setup
 
 # -ffp-contract: products and sums in one instruction. -Wno-psabi: vectors never leave a file.
+# -fopenmp: compiled for it and not linked to it, see kernels/cpu/library.py.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"]
 if sys.platform == "linux":
-    FLAGS += [
-        "-fopenmp",
-        "-Wno-psabi",
-    ]  # not linked to it: see kernels/cpu/library.py
+    FLAGS += ["-fopenmp", "-Wno-psabi"]
 
 setup(
     ext_modules=[

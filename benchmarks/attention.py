@@ -25,8 +25,7 @@ from benchmarks.common import make_parser, write_json
 from octavo import kernels
 from octavo.bench.context import fill
 from octavo.bench.random_model import DTYPE, RandomBlocks
-from octavo.cache import CacheLayout, PagePool, RaggedCache
-from octavo.cache.layout import kv_dtype
+from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.kernels.cpu import machine
 

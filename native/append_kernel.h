@@ -6,8 +6,6 @@
 namespace octavo {
 namespace {
 
-typedef int8_t QuarterVec __attribute__((vector_size(W)));
-
 // Pairs of the two halves, turned by their angles (Su et al. 2021), and rounded to T.
 template <typename T>
 void turn(const T* x, const float* cos, const float* sin, int64_t n, T* out) {
@@ -30,23 +28,15 @@ void put(const T* x, int64_t n, int64_t dtype, void* pages, uint16_t* scales, in
         for (int64_t i = 0; i < n; i += W) store((uint16_t*)pages + at * n + i, load(x + i));
         return;
     }
-    IntVec most = IntVec{};  // of floats without a sign the bits are in their own order, a NaN last
-    for (int64_t i = 0; i < n; i += W) {
-        const IntVec bits = (IntVec)load(x + i) & 0x7FFFFFFF;
-        most = bits > most ? bits : most;
-    }
     uint16_t scale[W];
-    store(scale, (Vec)splat(largest(most)) / splat(127.0f));
+    store(scale, splat(largest_magnitude(x, n) / 127.0f));
     if (scale[0] == 0) scale[0] = 0x3F80;  // 1 in bf16
     scales[at] = scale[0];
-    uint32_t bits = uint32_t(scale[0]) << 16;
-    float rounded;
-    memcpy(&rounded, &bits, sizeof rounded);
+    const Vec divisor = splat(widen(scale[0]));
     for (int64_t i = 0; i < n; i += W) {
-        IntVec q = round_to_int(load(x + i) / splat(rounded));
+        IntVec q = round_to_int(load(x + i) / divisor);
         q = q > 127 ? splat(int32_t(127)) : q < -127 ? splat(int32_t(-127)) : q;
-        const QuarterVec bytes = __builtin_convertvector(q, QuarterVec);
-        memcpy((int8_t*)pages + at * n + i, &bytes, sizeof bytes);
+        store((int8_t*)pages + at * n + i, q);
     }
 }
 

@@ -35,7 +35,7 @@ struct Attend {
     Attend(const AttentionCall& call, const Piece& piece, float* memory, float* result)
         : call(call), piece(piece), D(call.head_dim), group(call.group()),
           head_rows(piece.n_queries * group), n_rows(piece.n_rows(group)), n_words(D / Dot::N),
-          stride(padded(n_words)), scratch(memory, n_rows, D),
+          stride(in_lines(n_words)), scratch(memory, n_rows, D),
           part(result ? result : scratch.part, n_rows, D) {}
 
     void run() {
@@ -77,7 +77,7 @@ struct Attend {
         memset(scratch.queries, 0, n_rows * stride * sizeof(int32_t));
         memset(part.sums, 0, n_rows * D * sizeof(float));
         // exp(x) is 2^(x log2 e).
-        const float scale = 1.4426950408889634f / sqrtf(float(D));
+        const float scale = LOG2_E / sqrtf(float(D));
         for (int64_t r = 0; r < n_rows; r++) {
             const int64_t at = place(call, piece, r);
             for (int64_t d = 0; d < D; d += W)

@@ -6,7 +6,7 @@ namespace octavo {
 namespace {
 
 constexpr int64_t PREFETCH_WEIGHTS = 512;  // numbers ahead
-constexpr int64_t BLOCK_DEPTH = 1024;       // inputs; six tokens' stay in the first-level cache
+constexpr int64_t BLOCK_DEPTH = 1024;      // inputs; six tokens' stay in the first-level cache
 
 // sums[row][token] of ROWS rows and TOKENS tokens grow by the inputs first…stop-1. The order of the
 // additions is the same whatever the tile.

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "isa.h"
+
 namespace octavo {
 namespace {
 
 constexpr int SUMS = 10;  // that do not wait for one another: more than any processor's latency needs
 
-constexpr int LINES = 128;       // bytes of a stream that are read at a time
+constexpr int LINES = 128;      // bytes of a stream that are read at a time
 constexpr int PREFETCH = 1024;  // bytes ahead
 
 // The sum of 64-bit words, read as several streams side by side: a processor fetches ahead within a
@@ -97,10 +99,8 @@ typedef int64_t (*Multiply)(int64_t rounds);
 
 Multiply best_multiply() {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        return multiply_vnni;
-    if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+    if (best_isa() == AVX512) return multiply_vnni;
+    if (best_isa() == AVX2) return multiply_avx2;
 #endif
     return multiply_portable;
 }

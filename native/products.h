@@ -8,10 +8,6 @@
 namespace octavo {
 namespace {
 
-// Bytes go by blocks of 32, half of the widest vector: a row of them may end in the middle of one.
-constexpr int64_t PAD_WORDS = 16;
-constexpr int64_t padded(int64_t n_words) { return (n_words + PAD_WORDS - 1) / PAD_WORDS * PAD_WORDS; }
-
 // Floating point: one number a word, fp32.
 struct Singles {
     static constexpr int N = 1;
@@ -158,8 +154,7 @@ struct Pairs {
     }
     // 8,191 · 127 · head_dim stays below 2^31 up to 2,064.
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
-        const float scale = quantize_query(q, n, 8191.0f, (int16_t*)words, begin);
-        return scale;
+        return quantize_query(q, n, 8191.0f, (int16_t*)words, begin);
     }
     static OCTAVO_INLINE void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
         typedef int16_t Narrow __attribute__((vector_size(2 * W)));

@@ -5,9 +5,6 @@
 namespace octavo {
 namespace {
 
-constexpr float LOG2_E = 1.4426950408889634f;
-typedef int8_t QuarterVec __attribute__((vector_size(W)));
-
 template <typename T>
 void rms_norm(const T* x, const T* weight, float* row, int64_t n, float eps) {
     Vec squares[2] = {};
@@ -36,11 +33,7 @@ void quantize_row(const float* row, int64_t n, int8_t* q, float* scale) {
     const float largest = largest_magnitude(row, n);
     *scale = largest == 0 ? 1.0f : largest / 127.0f;
     const Vec divisor = splat(*scale);
-    for (int64_t i = 0; i < n; i += W) {
-        const IntVec whole = round_to_int(load(row + i) / divisor);
-        const QuarterVec bytes = __builtin_convertvector(whole, QuarterVec);
-        memcpy(q + i, &bytes, sizeof bytes);
-    }
+    for (int64_t i = 0; i < n; i += W) store(q + i, round_to_int(load(row + i) / divisor));
 }
 
 template <typename T>

@@ -24,6 +24,8 @@ typedef uint32_t UnsignedVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
 typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 
+constexpr float LOG2_E = 1.4426950408889634f;
+
 OCTAVO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 OCTAVO_INLINE int64_t within(int64_t x, int64_t high) { return x < 0 ? 0 : x > high ? high : x; }
 
@@ -65,6 +67,12 @@ OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
     const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     const HalfVec half = __builtin_convertvector(v == v ? rounded : splat(0x7FC0), HalfVec);
     memcpy(p, &half, sizeof half);
+}
+
+OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
+    typedef int8_t Narrow __attribute__((vector_size(W)));
+    const Narrow narrow = __builtin_convertvector(v, Narrow);
+    memcpy(p, &narrow, sizeof narrow);
 }
 
 // To the nearest whole number, for |x| < 2^22: adding 1.5 * 2^23 rounds, and leaves it in the lowest
@@ -137,7 +145,8 @@ OCTAVO_INLINE auto largest(V v) {
 }
 
 // max|x| of n numbers. As integers, so that it is a NaN if there is one among them.
-OCTAVO_INLINE float largest_magnitude(const float* x, int64_t n) {
+template <typename T>
+OCTAVO_INLINE float largest_magnitude(const T* x, int64_t n) {
     IntVec most = IntVec{};
     for (int64_t i = 0; i < n; i += W) {
         const IntVec bits = (IntVec)load(x + i) & 0x7FFFFFFF;

@@ -17,15 +17,6 @@ constexpr int TILE = 2;
 constexpr int64_t PREFETCH = 2048;  // bytes ahead; without it two cores read a fifth slower
 constexpr int PARTS = PANEL / W;  // vectors a panel's row of sums
 
-// 2 W bytes as the int16 pairs of W words. (GCC makes several steps of this one instruction.)
-inline IntVec load_bytes(const int8_t* p) {
-#if OCTAVO_WIDTH == 8
-    return (IntVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-#else
-    return Pairs::words(p, W);
-#endif
-}
-
 // sums[token][PANEL] += inputs · weights over a block of inputs, for TOKENS tokens.
 template <int TOKENS>
 void add_tile(
@@ -37,7 +28,7 @@ void add_tile(
     for (int64_t k = 0; k < n_inputs; k += 2) {
         __builtin_prefetch(weights + k * PANEL + PREFETCH);
         IntVec w[PARTS];
-        for (int i = 0; i < PARTS; i++) w[i] = load_bytes(weights + k * PANEL + i * 2 * W);
+        for (int i = 0; i < PARTS; i++) w[i] = Pairs::words(weights + k * PANEL + i * 2 * W, 2 * W);
         for (int t = 0; t < TOKENS; t++) {
             int32_t pair;
             memcpy(&pair, inputs + t * stride + k, sizeof pair);

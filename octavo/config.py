@@ -181,8 +181,15 @@ class ModelConfig:
             for name in self.quantization.linears:
                 out_features, in_features = self.linear_shape(name)
                 total -= out_features * in_features * element_size
-                total += self.quantization.scheme.weight_bytes(out_features, in_features)
+                total += self.linear_bytes(name, element_size)
         return total
+
+    def linear_bytes(self, name: str, element_size: int = 2) -> int:
+        """Bytes of one linear as it runs, `element_size` for each weight if it is not quantised."""
+        out_features, in_features = self.linear_shape(name)
+        if self.quantization is not None and name in self.quantization.linears:
+            return self.quantization.scheme.weight_bytes(out_features, in_features)
+        return out_features * in_features * element_size
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """(out_features, in_features) of the linear with this name."""

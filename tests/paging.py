@@ -24,10 +24,9 @@ Batch = tuple[Tensor, KVPages, Tensor, list[int], list[int]]
 
 def by_library(isa: int, *batch: Any) -> Tensor:
     """By the library with given instructions; skips the test where the machine lacks them."""
-    loaded = attention.usable()
-    if loaded is None or not attention.runs(loaded, isa):
+    if not library.runs(isa):
         pytest.skip(f"no {library.ISAS[isa]} here")
-    return attention._attend(loaded, isa, *batch)
+    return attention._attend(isa, *batch)
 
 
 # `emulated` does what AVX-512 does to int8 and bf16, and nothing else.
@@ -55,6 +54,18 @@ def random_batch(
     pages = KVPages(*(torch.randn(shape, generator=generator) for _ in range(2)))
     q = torch.randn(sum(query_lens), 2 * group, head_dim, generator=generator)
     return q, pages, page_table, query_lens, kv_lens
+
+
+def long_sequence(
+    generator: torch.Generator, n_queries: int, n_keys: int, n_kv_heads: int, head_dim: int
+) -> Batch:
+    """One sequence of many keys in shuffled pages of 16, with four query heads."""
+    n_pages = -(-n_keys // 16)
+    shape = (n_pages, n_kv_heads, 16, head_dim)
+    pages = KVPages(*(torch.randn(shape, generator=generator) for _ in range(2)))
+    q = torch.randn(n_queries, 4, head_dim, generator=generator)
+    table = torch.randperm(n_pages, generator=generator)[None]
+    return q, pages, table, [n_queries], [n_keys]
 
 
 def quantised(pages: KVPages) -> KVPages:

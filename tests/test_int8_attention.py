@@ -17,6 +17,7 @@ from tests.paging import (
     INT8_ATTEND,
     INT8_NATIVE,
     Attend,
+    long_sequence,
     poison_all_but,
     quantised,
     random_batch,
@@ -69,13 +70,9 @@ def test_with_sixteen_bits_queries_and_weights_cost_next_to_nothing(attend: Atte
 @pytest.mark.parametrize("window", [None, 4096, 4500])
 def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int | None) -> None:
     generator = torch.Generator().manual_seed(5)
-    n_pages = -(-n_keys // 16)
-    pages = KVPages(*(torch.randn(n_pages, 2, 16, 64, generator=generator) for _ in range(2)))
+    q, pages, *rest = long_sequence(generator, n_queries, n_keys, n_kv_heads=2, head_dim=64)
     # Sharp enough that a few keys among thousands matter.
-    q = 2 * torch.randn(n_queries, 4, 64, generator=generator)
-    table = torch.randperm(n_pages, generator=generator)[None]
-    batch = (q, quantised(pages), table, [n_queries], [n_keys], window)
-    assert relative_error(attend, *batch) < 0.02
+    assert relative_error(attend, 2 * q, quantised(pages), *rest, window) < 0.02
 
 
 @attend_each
@@ -144,5 +141,5 @@ def test_of_the_instructions_there_are_the_widest_that_compute_right_are_taken(
     if loaded is None or loaded.octavo_best_isa() == 0:
         pytest.skip("no more than one to choose from here")
     best, right = loaded.octavo_best_isa(), attention._is_right
-    monkeypatch.setattr(attention, "_is_right", lambda found, isa: isa < best and right(found, isa))
+    monkeypatch.setattr(attention, "_is_right", lambda isa: isa < best and right(isa))
     assert attention.best_isa.__wrapped__() == best - 1

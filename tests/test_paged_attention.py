@@ -15,7 +15,16 @@ from octavo import kernels
 from octavo.kernels import paged, reference
 from octavo.kernels.cpu import attention, library
 from octavo.kernels.kv_pages import KVPages
-from tests.paging import ATTEND, INT8_NATIVE, NATIVE, PAGE, Attend, poison_all_but, random_batch
+from tests.paging import (
+    ATTEND,
+    INT8_NATIVE,
+    NATIVE,
+    PAGE,
+    Attend,
+    long_sequence,
+    poison_all_but,
+    random_batch,
+)
 
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
 
@@ -48,14 +57,11 @@ def test_buckets_of_any_size_give_the_same(
 @pytest.mark.parametrize(("n_queries", "n_keys"), [(1, 9000), (3, 4099), (16, 8192), (17, 5000)])
 @pytest.mark.parametrize("window", [None, 4096, 4500])
 def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int | None) -> None:
-    """Past 4,096 keys the library cuts them into runs and puts these together."""
+    """Past 512 keys a query the library cuts them into runs and puts these together."""
     generator = torch.Generator().manual_seed(5)
-    n_pages = -(-n_keys // 16)
-    pages = KVPages(*(torch.randn(n_pages, 1, 16, 32, generator=generator) for _ in range(2)))
-    q = torch.randn(n_queries, 4, 32, generator=generator)
-    table = torch.randperm(n_pages, generator=generator)[None]
-    batch: Any = (q, pages, table, [n_queries], [n_keys], window)
-    assert torch.allclose(attend(*batch), paged.attention_reference(*batch), atol=1e-5)
+    sequence = long_sequence(generator, n_queries, n_keys, n_kv_heads=1, head_dim=32)
+    expected = paged.attention_reference(*sequence, window)
+    assert torch.allclose(attend(*sequence, window), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,7 @@ def reloaded() -> Iterator[None]:
 def test_the_library_is_there_where_there_is_a_compiler() -> None:
     if shutil.which("c++") is None:
         pytest.skip("no compiler here")
-    assert attention.usable() is not None
+    assert attention.best_isa() is not None
 
 
 @pytest.mark.parametrize("case", ["missing", "no library", "wrong"])
@@ -175,7 +181,7 @@ def test_without_the_library_attention_runs_on_pytorch_and_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     if case == "wrong":
-        monkeypatch.setattr(attention, "_attend", lambda loaded, isa, q, *_: torch.zeros_like(q))
+        monkeypatch.setattr(attention, "_attend", lambda isa, q, *_: torch.zeros_like(q))
     else:
         monkeypatch.setattr(library, "LIBRARY", tmp_path / "_native.so")
     if case == "no library":

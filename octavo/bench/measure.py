@@ -14,8 +14,7 @@ from octavo.bench.random_model import DTYPE, random_model
 from octavo.bench.run import Run
 from octavo.bench.settings import BenchSettings
 from octavo.bench.shapes import find_shape, quantised
-from octavo.cache import CacheLayout
-from octavo.cache.layout import KV_DTYPES, kv_dtype
+from octavo.cache import KV_DTYPES, CacheLayout, kv_dtype
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 from octavo.kernels.cpu import machine

@@ -42,11 +42,7 @@ def step_bytes(config: ModelConfig, layout: CacheLayout, kv_lens: list[int]) -> 
     """
     total = len(kv_lens) * config.dim * DTYPE.itemsize
     for name in config.linear_names():
-        out_features, in_features = config.linear_shape(name)
-        if config.quantization is not None and name in config.quantization.linears:
-            total += config.quantization.scheme.weight_bytes(out_features, in_features)
-        else:
-            total += out_features * in_features * DTYPE.itemsize
+        total += config.linear_bytes(name, DTYPE.itemsize)
     token = layout.page_bytes // (layout.layers_per_page * layout.page_size)  # in one layer
     for window in config.windows:
         total += sum(token * min(n, window or n) for n in kv_lens)

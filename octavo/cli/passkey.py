@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from octavo.cache import KV_DTYPES
 from octavo.checkpoint import read_config, resolve_model
 from octavo.checkpoint.writer import write_json
 from octavo.cli import options
@@ -24,7 +25,6 @@ from octavo.evaluate.passkey_report import PasskeyReport, draw
 from octavo.evaluate.passkey_run import ANSWER_TOKENS, Trial, make_trials, run_trial
 from octavo.version import __version__
 
-KV_CACHE_DTYPES = ("auto", "bf16", "int8")
 MOST_DEPTHS = 101
 PICTURES = (".png", ".svg", ".pdf")
 _DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -133,10 +133,8 @@ def _one_each(text: str, count: int) -> list[str]:
     """A KV cache dtype for each model, from one for all or a list with commas."""
     names = text.split(",")
     for name in names:
-        if name not in KV_CACHE_DTYPES:
-            raise ConfigError(
-                f"--kv-cache-dtype: {name!r} is not one of {', '.join(KV_CACHE_DTYPES)}"
-            )
+        if name not in KV_DTYPES:
+            raise ConfigError(f"--kv-cache-dtype: {name!r} is not one of {', '.join(KV_DTYPES)}")
     if len(names) not in (1, count):
         raise ConfigError(
             f"--kv-cache-dtype: {len(names)} for {count} models; give one for all or one each"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.kernels import append
 from octavo.kernels.cpu import library as native
-from octavo.kernels.cpu.attention import DTYPES, HEAD_DIM_MULTIPLE
+from octavo.kernels.cpu.attention import DTYPES, serves
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
 
 _POINTERS = (
@@ -35,13 +35,7 @@ def rotary_append(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
 ) -> Tensor:
     """As `octavo.kernels.append.rotary_append`, same arguments; by the library where it can be."""
-    serves = (
-        q.device.type == "cpu"
-        and q.dtype in DTYPES[:2]
-        and pages.keys.dtype in DTYPES
-        and q.shape[-1] % HEAD_DIM_MULTIPLE == 0
-    )
-    if not (serves and usable()):
+    if not (serves(q, pages) and usable()):
         return append.rotary_append(q, k, v, cos, sin, pages, slot_mapping)
     return _append(q, k, v, cos, sin, pages, slot_mapping)
 
@@ -49,12 +43,7 @@ def rotary_append(
 @cache
 def usable() -> bool:
     """Whether the library is there and computes right, which is tried once."""
-    if native.load() is None:
-        return False
-    if not _is_right():
-        native.distrust("storing keys and values")
-        return False
-    return True
+    return native.computes_right(_is_right, "storing keys and values")
 
 
 def _append(
@@ -68,8 +57,6 @@ def _append(
     isa: int | None = None,
 ) -> Tensor:
     """The same with given instructions, an index into ISAS, or the best that it is built for."""
-    library = native.load()
-    assert library is not None
     n_tokens, n_heads, head_dim = q.shape
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
@@ -80,10 +67,7 @@ def _append(
         n_heads, n_kv_heads, head_dim, page_size, torch.get_num_threads(), DTYPES.index(q.dtype),
         DTYPES.index(pages.keys.dtype),
     )  # fmt: skip
-    if isa is None:
-        isa = min(native.ISAS.index("avx2"), library.octavo_best_isa())
-    if library.octavo_rotary_append(ctypes.byref(call), isa):
-        raise ValueError(f"this machine does not run {native.ISAS[isa]}")
+    native.run("octavo_rotary_append", call, isa)
     return tensors[3]
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from octavo.kernels import fused, paged
 from octavo.kernels.cpu import library as native
-from octavo.kernels.cpu.library import ISAS
+from octavo.kernels.cpu.library import FLOATS, ISAS
 from octavo.kernels.kv_pages import KVPages, quantize_kv
 
-FLOATS = (torch.float32, torch.bfloat16)
 DTYPES = (*FLOATS, torch.int8)  # by their numbers in native/attention.h
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
 _FIRST_PAGE = torch.zeros(1, 1, dtype=torch.int64)
@@ -41,11 +40,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `octavo.kernels.reference.attention`, same arguments; by the library where it can be."""
     # A sequence that is not kept is one page.
     pages = KVPages(k.transpose(0, 1)[None], v.transpose(0, 1)[None])
-    library, isa = usable(), best_isa()
-    if library is None or isa is None or not _serves(q, pages):
+    isa = best_isa()
+    if isa is None or not serves(q, pages):
         return fused.attention(q, k, v, window)
     pages = KVPages(pages.keys.contiguous(), pages.values.contiguous())
-    return _attend(library, isa, q, pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
+    return _attend(isa, q, pages, _FIRST_PAGE, [q.shape[0]], [k.shape[0]], window)
 
 
 def paged_attention(
@@ -57,26 +56,24 @@ def paged_attention(
     window: int | None,
 ) -> Tensor:
     """As `paged.attention_reference`, same arguments; by the library where it can be used."""
-    library, isa = usable(), best_isa()
-    if library is None or isa is None or not _serves(q, pages):
+    isa = best_isa()
+    if isa is None or not serves(q, pages):
         return paged.attention(q, pages, page_table, query_lens, kv_lens, window)
-    return _attend(library, isa, q, pages, page_table, query_lens, kv_lens, window)
-
-
-def usable() -> ctypes.CDLL | None:
-    """The library; None where there is none, or it computes wrong here, which is said once."""
-    return None if best_isa() is None else native.load()
+    return _attend(isa, q, pages, page_table, query_lens, kv_lens, window)
 
 
 @cache
 def best_isa() -> int | None:
-    """The widest instructions here that compute right, an index into ISAS; None is none."""
+    """The widest instructions here that compute right, an index into ISAS; None: not the library.
+
+    That some compute wrong is said once.
+    """
     library = native.load()
     if library is None:
         return None
     best = library.octavo_best_isa()
     for isa in range(best, -1, -1):
-        if _is_right(library, isa):
+        if _is_right(isa):
             if isa < best:
                 native.distrust(f"attention by {ISAS[best]}", f"that by {ISAS[isa]}")
             return isa
@@ -84,7 +81,8 @@ def best_isa() -> int | None:
     return None
 
 
-def _serves(q: Tensor, pages: KVPages) -> bool:
+def serves(q: Tensor, pages: KVPages) -> bool:
+    """Whether the library takes such queries and pages."""
     return (
         q.device.type == "cpu"
         and q.dtype in FLOATS
@@ -93,13 +91,7 @@ def _serves(q: Tensor, pages: KVPages) -> bool:
     )
 
 
-def runs(library: ctypes.CDLL, isa: int) -> bool:
-    """Whether this machine runs these instructions, an index into ISAS."""
-    return bool(library.octavo_runs(isa))
-
-
 def _attend(
-    library: ctypes.CDLL,
     isa: int,
     q: Tensor,
     pages: KVPages,
@@ -121,12 +113,11 @@ def _attend(
         n_kv_heads, head_dim, page_size, window or 0, torch.get_num_threads(),
         DTYPES.index(q.dtype), DTYPES.index(pages.keys.dtype),
     )  # fmt: skip
-    if library.octavo_attention(ctypes.byref(call), isa):
-        raise ValueError(f"this machine does not run {ISAS[isa]}")
+    native.run("octavo_attention", call, isa)
     return out
 
 
-def _is_right(library: ctypes.CDLL, isa: int) -> bool:
+def _is_right(isa: int) -> bool:
     """Small batches against the definition: a chunk and single tokens, with and without window."""
     generator = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(6, 2, 4, 64, generator=generator) for _ in range(2))
@@ -143,6 +134,6 @@ def _is_right(library: ctypes.CDLL, isa: int) -> bool:
             batch = (queries, pages, table, query_lens, kv_lens, window)
             expected = paged.attention_reference(*batch).float()
             # Written so that a NaN is wrong.
-            if not (_attend(library, isa, *batch) - expected).norm() <= error * expected.norm():
+            if not (_attend(isa, *batch) - expected).norm() <= error * expected.norm():
                 return False
     return True

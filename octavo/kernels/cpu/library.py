@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor
 logger = logging.getLogger("octavo")
 
 ISAS = ("portable", "avx2", "avx512", "emulated")  # by their numbers in native/isa.h
+FLOATS = (torch.float32, torch.bfloat16)  # that the library computes with
 LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 
 
@@ -40,6 +41,41 @@ def load() -> ctypes.CDLL | None:
 def distrust(what: str, instead: str = "PyTorch's") -> None:
     """Say that a kernel failed its self-check, and which twin takes its place."""
     logger.warning("octavo: %s of %s computes wrong here; %s runs", what, LIBRARY, instead)
+
+
+def computes_right(is_right: Callable[[], bool], what: str) -> bool:
+    """Whether the library is there and passes a self-check; that it fails is said."""
+    if load() is None:
+        return False
+    if not is_right():
+        distrust(what)
+        return False
+    return True
+
+
+def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
+    """Call a function of the library, which must be there.
+
+    Args:
+        name: of the function.
+        call: its arguments.
+        isa: an index into ISAS; None takes the widest of this machine, up to AVX2.
+
+    Raises:
+        ValueError: this machine does not have these instructions.
+    """
+    library = load()
+    assert library is not None
+    if isa is None:
+        isa = min(ISAS.index("avx2"), library.octavo_best_isa())
+    if library[name](ctypes.byref(call), isa):
+        raise ValueError(f"this machine does not run {ISAS[isa]}")
+
+
+def runs(isa: int) -> bool:
+    """Whether the library is there and this machine has these instructions, an index into ISAS."""
+    library = load()
+    return library is not None and bool(library.octavo_runs(isa))
 
 
 def pointers(tensors: Iterable[Tensor | None]) -> list[int | None]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from octavo.kernels import quantized, reference, widened
 from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu.library import FLOATS
 from octavo.kernels.quantized import QuantizedTokens
 
 PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
-FLOATS = (torch.float32, torch.bfloat16)
 MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster
 _AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
 
@@ -59,10 +59,11 @@ class PanelWeight:
     def __init__(self, weight: Tensor) -> None:
         n_outputs, n_inputs = weight.shape
         self.shape = (n_outputs, n_inputs)
-        self._library = _library()
+        library = native.load()
+        assert library is not None
         self._panels = torch.empty(-(-n_outputs // PANEL) * PANEL * n_inputs, dtype=torch.int8)
         weight = weight.contiguous()
-        self._library.octavo_pack_w8(
+        library.octavo_pack_w8(
             ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),
             ctypes.c_int64(n_inputs), ctypes.c_void_p(self._panels.data_ptr()),
             ctypes.c_int64(torch.get_num_threads()),
@@ -83,7 +84,7 @@ class PanelWeight:
             out.data_ptr(), q.shape[0], *self.shape, torch.get_num_threads(),
             out.dtype == torch.bfloat16,
         )  # fmt: skip
-        _run(self._library.octavo_linear_w8a8, call, isa)
+        native.run("octavo_linear_w8a8", call, isa)
         return out.to(x.dtype)
 
 
@@ -120,30 +121,11 @@ def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
 @cache
 def usable() -> bool:
     """Whether the library is there and computes right, which is tried once."""
-    if native.load() is None:
-        return False
-    if not _is_right():
-        native.distrust("a linear")
-        return False
-    return True
+    return native.computes_right(_is_right, "a linear")
 
 
 def _serves(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in FLOATS and x.shape[-1] % INPUT_MULTIPLE == 0
-
-
-def _library() -> ctypes.CDLL:
-    library = native.load()
-    assert library is not None
-    return library
-
-
-def _run(function: ctypes._NamedFuncPointer, call: ctypes.Structure, isa: int | None) -> None:
-    """With given instructions, or the widest of this machine that linears are built for."""
-    if isa is None:
-        isa = min(native.ISAS.index("avx2"), _library().octavo_best_isa())
-    if function(ctypes.byref(call), isa):
-        raise ValueError(f"this machine does not run {native.ISAS[isa]}")
 
 
 def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
@@ -153,7 +135,7 @@ def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
         wide.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], *weight.shape,
         torch.get_num_threads(),
     )  # fmt: skip
-    _run(_library().octavo_linear_bf16, call, isa)
+    native.run("octavo_linear_bf16", call, isa)
     return out
 
 
@@ -172,7 +154,7 @@ def _quantize(
         x.data_ptr(), second.data_ptr(), q.data_ptr(), scale.data_ptr(), *x.shape, operation,
         torch.get_num_threads(), x.dtype == torch.bfloat16, eps,
     )  # fmt: skip
-    _run(_library().octavo_quantize, call, isa)
+    native.run("octavo_quantize", call, isa)
     return QuantizedTokens(q, scale, x.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from octavo import LLM
 from octavo.checkpoint import DEMO
 from tests.checkpoints import small_config, write_mistral
 from tests.serving import CARD_MODEL, Server
+
+# Without a GPU, Triton's kernels are run by its interpreter; they ask for it when they are defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

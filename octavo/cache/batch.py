@@ -12,6 +12,7 @@ from torch import Tensor
 from octavo.cache.ragged import RaggedCache
 from octavo.errors import RequestError
 from octavo.kernels.kv_pages import KVPages
+from octavo.kernels.lens import Lens
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ class PagedBatch:
     def __init__(self, caches: Sequence[RaggedCache], query_lens: Sequence[int]) -> None:
         self.caches = caches
         self.pool = caches[0].pool
-        self.query_lens = list(query_lens)
-        self.kv_lens = [cache.length + n for cache, n in zip(caches, self.query_lens, strict=True)]
+        self.query_lens = Lens(query_lens)
+        self.kv_lens = Lens(
+            cache.length + n for cache, n in zip(caches, self.query_lens, strict=True)
+        )
         if any(cache.pool is not self.pool for cache in caches):
             raise RequestError("the caches of one pass must share a pool of pages")
         for cache, n in zip(caches, query_lens, strict=True):

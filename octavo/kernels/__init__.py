@@ -3,17 +3,23 @@
 The model calls these names and never asks which implementation answers.
 """
 
-from octavo.kernels.cpu.append import rotary_append
-from octavo.kernels.cpu.attention import attention, paged_attention
-from octavo.kernels.cpu.linear import (
+from octavo.kernels.cpu.w8a8 import PackedWeight
+from octavo.kernels.dispatch import (
+    attention,
     linear,
+    linear_w8a8,
+    pack_w8a8,
+    paged_attention,
     quantize_per_token,
+    rms_norm,
     rms_norm_quantize,
+    rotary_append,
+    silu_mul,
     silu_mul_quantize,
 )
-from octavo.kernels.cpu.w8a8 import PackedWeight, linear_w8a8, pack_w8a8
 from octavo.kernels.int8 import int8_product
 from octavo.kernels.kv_pages import KVPages
+from octavo.kernels.lens import Lens
 from octavo.kernels.quantized import (
     QuantizedTokens,
     dequantize_groups,
@@ -24,11 +30,12 @@ from octavo.kernels.quantized import (
     quantize_fp8,
     unpack_int4,
 )
-from octavo.kernels.reference import apply_rotary, rms_norm, silu_mul
+from octavo.kernels.reference import apply_rotary
 from octavo.kernels.widened import multiplies_bfloat16
 
 __all__ = [
     "KVPages",
+    "Lens",
     "PackedWeight",
     "QuantizedTokens",
     "apply_rotary",

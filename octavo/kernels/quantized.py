@@ -106,19 +106,23 @@ def dequantize_groups(q: Tensor, scale: Tensor) -> Tensor:
     return (q.unflatten(1, (scale.shape[1], -1)) * scale[..., None]).flatten(1)
 
 
-def linear_w8a8(x: Tensor | QuantizedTokens, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    """x @ weightᵀ in integers: int8 by int8 into int32, then both scales.
+def linear_w8a8(
+    x: Tensor | QuantizedTokens, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x @ weightᵀ + bias, the product in integers: int8 by int8 into int32, then both scales.
 
     Args:
         x: [T, K], quantised; or float, to be quantised here.
         weight: [N, K] int8.
         weight_scale: [N] fp32, one a row of the weight.
+        bias: [N] fp32, or None.
 
     Returns:
         [T, N] in x's dtype.
     """
     q, scale, dtype = quantize_per_token(x) if isinstance(x, Tensor) else x
-    return int8_product(q, weight).float().mul_(scale).mul_(weight_scale).to(dtype)
+    product = int8_product(q, weight).float().mul_(scale).mul_(weight_scale)
+    return (product if bias is None else product.add_(bias)).to(dtype)
 
 
 def linear_w4a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:

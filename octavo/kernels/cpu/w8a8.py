@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from octavo.kernels import quantized
@@ -30,11 +31,17 @@ def pack_w8a8(weight: Tensor) -> PackedWeight | None:
 
 
 def linear_w8a8(
-    x: Tensor | QuantizedTokens, weight: Tensor | PackedWeight, weight_scale: Tensor
+    x: Tensor | QuantizedTokens,
+    weight: Tensor | PackedWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """As `octavo.kernels.quantized.linear_w8a8`, same arguments; the weight may be packed."""
     if isinstance(x, Tensor):
         x = linear.quantize_per_token(x)
     if isinstance(weight, Tensor):
-        return quantized.linear_w8a8(x, weight, weight_scale)
-    return weight.multiply(x, weight_scale)
+        return quantized.linear_w8a8(x, weight, weight_scale, bias)
+    if bias is None:
+        return weight.multiply(x, weight_scale)
+    in_fp32 = x._replace(dtype=torch.float32)  # rounded once, with the bias
+    return weight.multiply(in_fp32, weight_scale).add_(bias).to(x.dtype)

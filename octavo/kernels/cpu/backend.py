@@ -1,0 +1,26 @@
+"""The operations on a CPU: by the C++ library, oneDNN or PyTorch, whichever is found to serve."""
+
+from octavo.kernels.cpu.append import rotary_append
+from octavo.kernels.cpu.attention import attention, paged_attention
+from octavo.kernels.cpu.linear import (
+    linear,
+    quantize_per_token,
+    rms_norm_quantize,
+    silu_mul_quantize,
+)
+from octavo.kernels.cpu.w8a8 import linear_w8a8, pack_w8a8
+from octavo.kernels.reference import rms_norm, silu_mul
+
+__all__ = [
+    "attention",
+    "linear",
+    "linear_w8a8",
+    "pack_w8a8",
+    "paged_attention",
+    "quantize_per_token",
+    "rms_norm",
+    "rms_norm_quantize",
+    "rotary_append",
+    "silu_mul",
+    "silu_mul_quantize",
+]

@@ -1,0 +1,1 @@
+"""Faster twins of the operations for GPUs, in Triton."""

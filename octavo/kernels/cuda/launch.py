@@ -1,0 +1,39 @@
+"""What all Triton kernels share: where they run, and how they are tried before they are trusted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("octavo")
+
+# Triton's interpreter runs kernels on a CPU's tensors: slowly, and without a GPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """Whether Triton's kernels take tensors of its device."""
+    return tensor.device.type == DEVICE.type
+
+
+def computes_right(is_right: Callable[[], bool], what: str) -> bool:
+    """Whether a kernel passes its self-check; that it fails, or cannot be built, is said.
+
+    Args:
+        is_right: the check, which raises where Triton cannot compile the kernel for this device.
+        what: the operation, for the line that is printed.
+    """
+    try:
+        with torch.inference_mode():
+            if is_right():
+                return True
+        reason = "it computes wrong"
+    except Exception as error:  # a compiler's and a driver's errors share no class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    logger.warning("octavo: %s by Triton is not used here (%s); PyTorch's runs", what, reason)
+    return False

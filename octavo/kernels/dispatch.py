@@ -1,0 +1,120 @@
+"""The operations as the model calls them: each goes to the backend of the device it is on.
+
+A backend is a module with one function an operation, all of the signatures below. What it has no
+faster twin of, or what its twin does not take, it leaves to PyTorch's (`plain`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+from torch import Tensor
+
+from octavo.kernels.cpu.w8a8 import PackedWeight
+from octavo.kernels.kv_pages import KVPages
+from octavo.kernels.quantized import QuantizedTokens
+
+logger = logging.getLogger("octavo")
+
+# By a device's type. ROCm's devices call themselves cuda too, and Triton compiles for both.
+_MODULES = {"cpu": "octavo.kernels.cpu.backend", "cuda": "octavo.kernels.cuda.backend"}
+_PLAIN = "octavo.kernels.plain"
+
+
+@cache
+def backend(device_type: str) -> ModuleType:
+    """The module that computes on devices of this type."""
+    name = _MODULES.get(device_type, _PLAIN)
+    if device_type == "cuda" and find_spec("triton") is None:
+        logger.warning("octavo: triton is not installed; the GPU runs on PyTorch alone, slower")
+        name = _PLAIN
+    return import_module(name)
+
+
+def _of(x: Tensor | QuantizedTokens) -> ModuleType:
+    return backend((x if isinstance(x, Tensor) else x.q).device.type)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference.rms_norm`."""
+    result: Tensor = _of(x).rms_norm(x, weight, eps)
+    return result
+
+
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
+    """As `quantized.rms_norm_quantize`."""
+    result: QuantizedTokens = _of(x).rms_norm_quantize(x, weight, eps)
+    return result
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """As `reference.silu_mul`."""
+    result: Tensor = _of(gate).silu_mul(gate, up)
+    return result
+
+
+def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
+    """As `quantized.silu_mul_quantize`."""
+    result: QuantizedTokens = _of(gate).silu_mul_quantize(gate, up)
+    return result
+
+
+def quantize_per_token(x: Tensor) -> QuantizedTokens:
+    """As `quantized.quantize_per_token`."""
+    result: QuantizedTokens = _of(x).quantize_per_token(x)
+    return result
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """As `reference.linear`."""
+    result: Tensor = _of(x).linear(x, weight)
+    return result
+
+
+def pack_w8a8(weight: Tensor) -> PackedWeight | None:
+    """An int8 weight [N, K] as its device's product wants it; None: as it is."""
+    result: PackedWeight | None = backend(weight.device.type).pack_w8a8(weight)
+    return result
+
+
+def linear_w8a8(
+    x: Tensor | QuantizedTokens,
+    weight: Tensor | PackedWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """As `quantized.linear_w8a8`; the weight may be packed."""
+    result: Tensor = _of(x).linear_w8a8(x, weight, weight_scale, bias)
+    return result
+
+
+def rotary_append(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
+) -> Tensor:
+    """As `append.rotary_append`."""
+    result: Tensor = _of(q).rotary_append(q, k, v, cos, sin, pages, slot_mapping)
+    return result
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """As `reference.attention`, in bounded memory."""
+    result: Tensor = _of(q).attention(q, k, v, window)
+    return result
+
+
+def paged_attention(
+    q: Tensor,
+    pages: KVPages,
+    page_table: Tensor,
+    query_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    window: int | None,
+) -> Tensor:
+    """As `paged.attention_reference`, in bounded memory."""
+    result: Tensor = _of(q).paged_attention(q, pages, page_table, query_lens, kv_lens, window)
+    return result

@@ -1,0 +1,44 @@
+"""Lengths of a pass's sequences, on the host and on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Lens(list[int]):
+    """A list of lengths that a device's kernels can read as well; copied there once.
+
+    A pass has many layers, and each copy from the host would hold the device up.
+
+    Args:
+        lengths: [B].
+        on_device: [B] int32, if the device has them already. A captured graph reads this tensor
+            anew at each replay; the list then holds bounds of what it may hold.
+    """
+
+    def __init__(self, lengths: Iterable[int], on_device: Tensor | None = None) -> None:
+        super().__init__(lengths)
+        self._on_device = on_device
+        self._starts: Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Lens:
+        """The same, if they are some already."""
+        return lengths if isinstance(lengths, cls) else cls(lengths)
+
+    def on(self, device: torch.device) -> Tensor:
+        """[B] int32 there."""
+        if self._on_device is None or self._on_device.device != device:
+            self._on_device = torch.tensor(self, dtype=torch.int32).to(device, non_blocking=True)
+        return self._on_device
+
+    def starts(self, device: torch.device) -> Tensor:
+        """[B + 1] int32 there: how many come before each, and all of them."""
+        if self._starts is None or self._starts.device != device:
+            lengths = self.on(device)
+            self._starts = torch.zeros(len(self) + 1, dtype=torch.int32, device=device)
+            torch.cumsum(lengths, 0, dtype=torch.int32, out=self._starts[1:])
+        return self._starts

@@ -1,0 +1,34 @@
+"""The backend of any device: PyTorch's own operators, in bounded memory."""
+
+from torch import Tensor
+
+from octavo.kernels.append import rotary_append
+from octavo.kernels.fused import attention
+from octavo.kernels.paged import attention as paged_attention
+from octavo.kernels.quantized import (
+    linear_w8a8,
+    quantize_per_token,
+    rms_norm_quantize,
+    silu_mul_quantize,
+)
+from octavo.kernels.reference import rms_norm, silu_mul
+from octavo.kernels.widened import linear
+
+
+def pack_w8a8(weight: Tensor) -> None:
+    """Nothing: the definition takes weights as they lie in a checkpoint."""
+
+
+__all__ = [
+    "attention",
+    "linear",
+    "linear_w8a8",
+    "pack_w8a8",
+    "paged_attention",
+    "quantize_per_token",
+    "rms_norm",
+    "rms_norm_quantize",
+    "rotary_append",
+    "silu_mul",
+    "silu_mul_quantize",
+]

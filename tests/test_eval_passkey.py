@@ -241,6 +241,69 @@ def test_ctrl_c_leaves_what_there_is(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(PNG)
 
 
+def test_a_run_that_was_stopped_goes_on_with_the_next_try(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.json"
+    arguments = ["eval", "passkey", "demo", DEMO, "--lengths", 512, "--tries", 4, "-o", output]
+    arguments += ["--picture", tmp_path / "out.png"]
+    run(capsys, *arguments)
+    whole = json.loads(output.read_text())
+    stopped = json.loads(output.read_text())
+    stopped["models"] = stopped["models"][:1]  # in the middle of the first model
+    del stopped["models"][0]["trials"][3:]
+    stopped["models"][0]["trials"][0]["answer"] = "I forgot."
+    output.write_text(json.dumps(stopped))
+    made: list[Trial] = []
+
+    def run_one(llm: LLM, trial: Trial) -> Any:
+        made.append(trial)
+        return run_trial(llm, trial)
+
+    monkeypatch.setattr(command, "run_trial", run_one)
+    code, out, err = run(capsys, *arguments, "--resume")
+    assert (code, err) == (0, "") and "3/4 = 75%" in out and "4/4 = 100%" in out
+    assert len(made) == 1 + 4
+    first, second = json.loads(output.read_text())["models"]
+    keys = [trial["key"] for trial in whole["models"][0]["trials"]]
+    assert [trial["key"] for trial in first["trials"]] == keys
+    assert (first["right"], second["right"]) == (3, 4)
+    assert run(capsys, *arguments, "--resume")[0] == 0 and len(made) == 5  # all is there
+
+
+@pytest.mark.parametrize(
+    ("further", "problem"),
+    [
+        (["--seed", 1], "its tries of demo are not those that are asked for"),
+        (["--lengths", "600"], "its tries of demo are not those that are asked for"),
+        (["--dtype", "float32", "--lengths", "512,600"], "demo had bf16 weights, not fp32"),
+    ],
+)
+def test_other_tries_are_not_taken_over(
+    further: list[Any], problem: str, tmp_path: Path, capsys: Capsys
+) -> None:
+    output = tmp_path / "out.json"
+    arguments = ["eval", "passkey", "demo", "--lengths", 512, "--tries", 2, "-o", output]
+    arguments += ["--picture", tmp_path / "out.png"]
+    run(capsys, *arguments)
+    before = output.read_text()
+    told = fails(capsys, *arguments, "--resume", *further)
+    assert problem in told and f"--resume: {output}" in told
+    if "--dtype" not in further:
+        assert output.read_text() == before
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", "[]", '{"models": [{}]}'])
+def test_a_file_that_cannot_be_resumed_is_named(
+    content: str | None, tmp_path: Path, capsys: Capsys
+) -> None:
+    output = tmp_path / "out.json"
+    if content is not None:
+        output.write_text(content)
+    told = fails(capsys, "eval", "passkey", "demo", "--lengths", 512, "-o", output, "--resume")
+    assert f"--resume: {output}" in told
+
+
 def test_help_names_the_group_and_the_command(capsys: Capsys) -> None:
     assert "passkey" in run(capsys, "eval", "--help")[1]
     code, out, _ = run(capsys, "eval", "passkey", "--help")

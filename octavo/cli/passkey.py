@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import platform
 import sys
 from importlib.util import find_spec
@@ -59,10 +60,13 @@ def passkey(
     picture: Annotated[Path, typer.Option(help="Right and wrong by length and depth.")] = (
         Path("passkey.png")
     ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take over the tries that --output has.")
+    ] = False,
 ) -> None:
     """Hide a number in texts of given lengths and ask for it; several models, side by side.
 
-    Ctrl-C ends the run and shows what there is.
+    Ctrl-C ends the run and shows what there is; with --resume it goes on from there.
     """
     sizes = list(dict.fromkeys(parse_size(text, "--lengths") for text in lengths.split(",")))
     fractions = parse_depths(depths)
@@ -81,23 +85,38 @@ def passkey(
         "seed": seed,
         "answer_tokens": ANSWER_TOKENS,
     }
-    reports: list[PasskeyReport] = []
+    reports = [
+        PasskeyReport(model, "", kv, sizes, fractions)
+        for model, kv in zip(models, kv_dtypes, strict=True)
+    ]
+    if resume:
+        _take_over(output, reports, trials)
 
     def write() -> None:
         try:
-            write_json(output, settings | {"models": [report.to_json() for report in reports]})
+            begun = [report.to_json() for report in reports if report.outcomes]
+            write_json(output, settings | {"models": begun})
         except OSError as error:
             raise ConfigError(f"--output: {output}: cannot be written: {error.strerror}") from None
 
     write()  # a path that cannot be written is known before an hour has gone
     try:
-        with _Bar(len(models), trials) as bar:
-            for model, kv in zip(models, kv_dtypes, strict=True):
-                llm = _load(model, max(sizes), kv, dtype, memory)
-                reports.append(PasskeyReport(model, _weights(llm), kv, sizes, fractions))
-                for trial in trials:
-                    bar.show(reports[-1], trial)
-                    reports[-1].outcomes.append(run_trial(llm, trial))
+        with _Bar(reports, trials) as bar:
+            for report in reports:
+                left = trials[len(report.outcomes) :]
+                if not left:
+                    continue
+                llm = _load(report.model, max(sizes), report.kv_cache_dtype, dtype, memory)
+                weights = _weights(llm)
+                if report.outcomes and report.weights != weights:
+                    raise ConfigError(
+                        f"--resume: {output}: {report.model} had {report.weights} weights, not "
+                        f"{weights}; give another --output"
+                    )
+                report.weights = weights
+                for trial in left:
+                    bar.show(report, trial)
+                    report.outcomes.append(run_trial(llm, trial))
                     write()
                 del llm
                 gc.collect()  # what it had is free before the next is loaded
@@ -168,6 +187,25 @@ def _check_picture(path: Path) -> bool:
     return True
 
 
+def _take_over(path: Path, reports: list[PasskeyReport], trials: list[Trial]) -> None:
+    """Give each model the outcomes that a file of an earlier run has of it, if any."""
+    try:
+        entries = json.loads(path.read_text())["models"]
+        for report in reports:
+            for entry in entries:
+                named = entry["model"], entry["kv_cache_dtype"]
+                if named == (report.model, report.kv_cache_dtype):
+                    report.take_over(entry, trials)
+    except OSError as error:
+        raise ConfigError(f"--resume: {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--resume: {path}: not a file that `octavo eval passkey` wrote"
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"--resume: {path}: {error}; give another --output") from None
+
+
 def _load(model: str, longest: int, kv_cache_dtype: str, dtype: str, memory: str | None) -> LLM:
     further: dict[str, Any] = {}
     if kv_cache_dtype != "auto":
@@ -201,12 +239,12 @@ def _print(reports: list[PasskeyReport], output: Path, picture: Path | None) -> 
 class _Bar:
     """A bar over the tokens of all trials, on a terminal."""
 
-    def __init__(self, n_models: int, trials: list[Trial]) -> None:
+    def __init__(self, reports: list[PasskeyReport], trials: list[Trial]) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
             console=Console(stderr=True), disable=not sys.stderr.isatty(),
         )  # fmt: skip
-        total = n_models * sum(trial.length for trial in trials)
+        total = sum(trial.length for report in reports for trial in trials[len(report.outcomes) :])
         self._task = self._bar.add_task("loading", total=total)
         self._n_trials = len(trials)
         self._begun = 0  # tokens of the trial that is running

@@ -10,7 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from octavo.config import format_size
-from octavo.evaluate.passkey_run import Outcome
+from octavo.errors import ConfigError
+from octavo.evaluate.passkey_run import Outcome, Trial
 
 WRONG, RIGHT = "#d95f02", "#1b9e77"  # told apart by everyone (ColorBrewer's Dark2)
 
@@ -89,6 +90,27 @@ class PasskeyReport:
                 for o in self.outcomes
             ],
         }
+
+    def take_over(self, entry: dict[str, Any], trials: Sequence[Trial]) -> None:
+        """Begin with the outcomes of an earlier run that made the same trials.
+
+        Args:
+            entry: that run's `to_json`.
+            trials: of this run; the earlier one may have made only the first of them.
+
+        Raises:
+            ConfigError: other trials.
+        """
+        self.weights = entry["weights"]
+        for trial, told in zip(trials, entry["trials"], strict=False):
+            if any(told[name] != value for name, value in asdict(trial).items()):
+                raise ConfigError(f"its tries of {self.model} are not those that are asked for")
+            self.outcomes.append(
+                Outcome(
+                    trial, told["n_prompt_tokens"], told["n_cached_tokens"], told["answer"],
+                    told["seconds"],
+                )
+            )  # fmt: skip
 
 
 def draw(reports: Sequence[PasskeyReport], path: Path) -> None:

@@ -54,6 +54,20 @@ with torch.inference_mode():
 print(peak() - early)
 """
 
+# Modules that making a model imports besides those of the package itself.
+MODULES = """
+import sys
+import torch
+from octavo.checkpoint import read_config, resolve_model
+from octavo.model import Transformer
+
+config = read_config(resolve_model("demo"))
+before = set(sys.modules)
+with torch.device("meta"):
+    Transformer(config)
+print(len(set(sys.modules) - before))
+"""
+
 
 def measure(script: str, *arguments: object) -> int:
     done = subprocess.run(
@@ -94,3 +108,8 @@ def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:
     # The second half of the prompt adds half of its keys and values; its scores alone, were they
     # all in memory at once, would be 4 heads * 8,192² * 4 bytes = 1 GB.
     assert measure(PREFILL, write_mistral(tmp_path, config), length) < full
+
+
+def test_a_model_without_weights_costs_no_memory() -> None:
+    """Random embeddings on the meta device import 900 modules, which take 160 MB."""
+    assert measure(MODULES) < 50

@@ -98,7 +98,11 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        # Not `nn.Embedding(…)`: weights that are loaded need no random ones, and on the meta device
+        # those import 900 modules of PyTorch's, which take 160 MB and a second.
+        self.tok_embeddings = nn.Embedding.from_pretrained(
+            torch.empty(config.vocab_size, config.dim), freeze=False
+        )
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = make_linear(config, "output")

@@ -127,10 +127,11 @@ def _append_kernel(
     if slot >= 0:
         place = (slot // page_size * n_kv_heads + head) * page_size + slot % page_size
         row = (token * n_kv_heads + head) * 2 * half + at
-        first, second = _turned(k, row, inside, half, own_cos, own_sin)
-        _store(first, second, keys, key_scales, place, at, inside, half)
-        first, second = tl.load(v + row, inside, 0.0), tl.load(v + row + half, inside, 0.0)
-        _store(first, second, values, value_scales, place, at, inside, half)
+        key_first, key_second = _turned(k, row, inside, half, own_cos, own_sin)
+        _store(key_first, key_second, keys, key_scales, place, at, inside, half)
+        value_first = tl.load(v + row, inside, 0.0)
+        value_second = tl.load(v + row + half, inside, 0.0)
+        _store(value_first, value_second, values, value_scales, place, at, inside, half)
 
 
 def _is_right() -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor
 from octavo.kernels import append, reference
 from octavo.kernels.cpu import append as native
 from octavo.kernels.cpu import library
+from octavo.kernels.cuda import append as triton_append
+from octavo.kernels.cuda import launch
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages, quantize_kv
 from octavo.model.rope import rotary_angles
 
@@ -26,11 +28,28 @@ def by_library(isa: int, *tensors: Any) -> Tensor:
     return native._append(q, k, v, cos, sin, pages, slots, isa)
 
 
+def on_device(tensor: Any) -> Any:
+    return None if tensor is None else tensor.to(launch.DEVICE)
+
+
+def by_triton(*tensors: Any) -> Tensor:
+    """By Triton, wherever its kernels run; the pages are changed here all the same."""
+    *inputs, pages, slots = tensors
+    there = KVPages(*map(on_device, pages))
+    q, k, v, cos, sin = map(on_device, inputs)
+    turned = triton_append._append(q, k, v, cos, sin, there, on_device(slots))
+    for own, changed in zip(pages, there, strict=True):
+        if own is not None:
+            own.copy_(changed)
+    return turned.cpu()
+
+
 APPEND: dict[str, Callable[..., Tensor]] = {
     "definition": append.rotary_append,
     "chosen": native.rotary_append,
     "portable": partial(by_library, 0),
     "avx2": partial(by_library, 1),
+    "triton": by_triton,
 }
 append_each = pytest.mark.parametrize("rotary_append", APPEND.values(), ids=APPEND.keys())
 
@@ -83,6 +102,41 @@ def test_new_tokens_are_turned_and_stored_in_their_slots_alone(
         assert (error <= 1.01 * own_scales[..., None].float()).all()
 
 
+@pytest.mark.parametrize("rotary_append", [APPEND[x] for x in ("definition", "chosen", "triton")])
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
+def test_a_token_without_a_slot_is_turned_and_stored_nowhere(
+    kept: torch.dtype, rotary_append: Callable[..., Tensor]
+) -> None:
+    pages = filled_pages(2, 2, 32, kept)
+    q, k, v = (torch.randn(3, n_heads, 32) for n_heads in (4, 2, 2))
+    cos, sin = rotary_angles(torch.tensor([9, 5, 2]), 32, 1e4)
+    turned = rotary_append(q, k, v, cos, sin, pages, torch.tensor([-1, 6, -1]))
+    assert torch.allclose(turned, reference.apply_rotary(q, cos, sin), atol=1e-6)
+    for each, filler in zip(pages, (7, 8, 7, 8), strict=True):
+        if each is not None:
+            found, others = in_slots(each, torch.tensor([6]))
+            assert (others == filler).all() and not (found == filler).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("heads", [(6, 2, 32), (4, 4, 64), (8, 1, 96)])
+def test_triton_stores_the_definition_bit_by_bit(
+    heads: tuple[int, int, int], kept: torch.dtype, dtype: torch.dtype
+) -> None:
+    n_heads, n_kv_heads, head_dim = heads
+    q, k, v = (torch.randn(2, n, head_dim).to(dtype) for n in (n_heads, n_kv_heads, n_kv_heads))
+    k[0, 0] = 0
+    if (dtype, kept) == (torch.float32, torch.int8):
+        v[0, 0] = 1e-39  # its scale is nothing in bf16, whose subnormals the interpreter mistakes
+    cos, sin = rotary_angles(torch.tensor([3, 4000]), head_dim, 1e4)
+    both = [filled_pages(3, n_kv_heads, head_dim, kept) for _ in range(2)]
+    expected = append.rotary_append(q, k, v, cos, sin, both[0], torch.tensor([9, 2]))
+    assert torch.equal(by_triton(q, k, v, cos, sin, both[1], torch.tensor([9, 2])), expected)
+    for a, b in zip(*both, strict=True):
+        assert a is None or (b is not None and torch.equal(a, b))
+
+
 def test_keys_and_values_in_int8_by_hand() -> None:
     x = torch.tensor([[[127.0, -63.6, 0.4], [0.0, 0.0, 0.0]], [[-254.0, 1.0, 0.0], [1.0, -1, 0.5]]])
     q, scale = quantize_kv(x)
@@ -124,12 +178,12 @@ def test_zeros_and_what_is_no_number_are_stored_as_such(
 
 @append_each
 def test_many_tokens_are_stored_as_one_by_one(rotary_append: Callable[..., Tensor]) -> None:
-    q, k, v = (torch.randn(50, n_heads, 64) for n_heads in (4, 2, 2))
-    cos, sin = rotary_angles(torch.arange(50) * 2000, 64, 1e8)
-    slots = torch.randperm(15 * PAGE)[:50]
-    together, alone = (filled_pages(15, 2, 64, torch.int8) for _ in range(2))
+    q, k, v = (torch.randn(20, n_heads, 64) for n_heads in (4, 2, 2))
+    cos, sin = rotary_angles(torch.arange(20) * 5000, 64, 1e8)
+    slots = torch.randperm(6 * PAGE)[:20]
+    together, alone = (filled_pages(6, 2, 64, torch.int8) for _ in range(2))
     turned = rotary_append(q, k, v, cos, sin, together, slots)
-    for i in range(50):
+    for i in range(20):
         row = slice(i, i + 1)
         one = rotary_append(q[row], k[row], v[row], cos[row], sin[row], alone, slots[row])
         assert torch.equal(one, turned[row])

@@ -92,6 +92,14 @@ def test_int8_product_is_exact(
     assert torch.equal(part.long(), q[:, half:].long() @ weight[:, half:].long().t())
 
 
+def test_a_device_other_than_a_cpu_multiplies_int8_in_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(int8, "_on_cpu", None)
+    q, weight = (torch.empty(n, 20, dtype=torch.int8, device="meta") for n in (1, 7))
+    assert int8.int8_product(q, weight).shape == (1, 7)
+
+
 @pytest.mark.parametrize("product", [reference.int8_product, int8.int8_product_fp32])
 @pytest.mark.parametrize("values", [(-128, -128), (-128, 127), (127, 127)])
 def test_int8_product_is_exact_at_the_ends_of_the_range(

@@ -1,8 +1,8 @@
-"""The product of two int8 matrices in fp32 arithmetic, exact: for CPUs without VNNI.
+"""The product of two int8 matrices, exact: where need be in fp32 arithmetic.
 
-There, `torch._int_mm` is a plain loop. A weight of 12,288 x 4096 takes it 17 ms for one row of
-inputs, 34 ms for two, 45 s for 2048; in fp32 that is 14 to 18 ms, 22 ms and 1.5 s (AMD EPYC without
-AVX-512, 2 cores). So no number of rows is left to the loop.
+On CPUs without VNNI, `torch._int_mm` is a plain loop. A weight of 12,288 x 4096 takes it 17 ms for
+one row of inputs, 34 ms for two, 45 s for 2048; in fp32 that is 14 to 18 ms, 22 ms and 1.5 s (AMD
+EPYC without AVX-512, 2 cores). So no number of rows is left to the loop.
 """
 
 from __future__ import annotations
@@ -49,4 +49,12 @@ def _has_vnni() -> bool:
     return supported is not None and bool(supported())
 
 
-int8_product = reference.int8_product if _has_vnni() else int8_product_fp32
+_on_cpu = reference.int8_product if _has_vnni() else int8_product_fp32
+
+
+def int8_product(q: Tensor, weight: Tensor) -> Tensor:
+    """As `octavo.kernels.reference.int8_product`, same arguments, of any shape on any device.
+
+    A GPU's `torch._int_mm` does not take few rows, nor numbers of columns that 8 does not divide.
+    """
+    return _on_cpu(q, weight) if q.device.type == "cpu" else int8_product_fp32(q, weight)

@@ -1,18 +1,15 @@
 """The operations on a GPU: by Triton where its kernels serve, else by PyTorch."""
 
-from octavo.kernels.plain import (
-    attention,
-    linear,
-    linear_w8a8,
-    pack_w8a8,
-    paged_attention,
+from octavo.kernels.cuda.append import rotary_append
+from octavo.kernels.cuda.quantize import (
     quantize_per_token,
     rms_norm,
     rms_norm_quantize,
-    rotary_append,
     silu_mul,
     silu_mul_quantize,
 )
+from octavo.kernels.cuda.w8a8 import linear_w8a8
+from octavo.kernels.plain import attention, linear, pack_w8a8, paged_attention
 
 __all__ = [
     "attention",

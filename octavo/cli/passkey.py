@@ -50,6 +50,7 @@ def passkey(
             help="auto, bf16 or int8; for several models one for all or one each: auto,int8.",
         ),
     ] = "auto",
+    device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = None,
     seed: Annotated[int, typer.Option(help="Other keys.")] = 0,
@@ -93,7 +94,7 @@ def passkey(
     try:
         with _Bar(len(models), trials) as bar:
             for model, kv in zip(models, kv_dtypes, strict=True):
-                llm = _load(model, max(sizes), kv, dtype, memory)
+                llm = _load(model, max(sizes), kv, device, dtype, memory)
                 reports.append(PasskeyReport(model, _weights(llm), kv, sizes, fractions))
                 for trial in trials:
                     bar.show(reports[-1], trial)
@@ -168,11 +169,16 @@ def _check_picture(path: Path) -> bool:
     return True
 
 
-def _load(model: str, longest: int, kv_cache_dtype: str, dtype: str, memory: str | None) -> LLM:
+def _load(
+    model: str, longest: int, kv_cache_dtype: str, device: str, dtype: str, memory: str | None
+) -> LLM:
     further: dict[str, Any] = {}
     if kv_cache_dtype != "auto":
         further["kv_cache_dtype"] = kv_cache_dtype
-    return LLM(model, max_model_len=longest, max_num_seqs=1, dtype=dtype, memory=memory, **further)
+    return LLM(
+        model, max_model_len=longest, max_num_seqs=1, device=device, dtype=dtype, memory=memory,
+        **further,
+    )  # fmt: skip
 
 
 def _weights(llm: LLM) -> str:

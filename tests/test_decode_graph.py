@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
-from octavo.cache import CacheLayout, RaggedCache
+from octavo.cache import CacheLayout, PagePool, RaggedCache
 from octavo.engine import decode_graph
 from octavo.engine.decode_graph import Bucket, DecodeGraphs
 from octavo.engine.engine import Engine
@@ -105,15 +105,33 @@ def test_hidden_states_and_logits_are_those_of_a_plain_step(demo: LLM) -> None:
         assert [cache.length for cache in padded] == [cache.length for cache in plain]
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
-def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
-    demo: LLM, kv_cache_dtype: str
+def test_the_device_is_told_the_lengths_that_the_host_knows(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = with_decode(
-        Engine(demo.model, max_model_len=256, memory=2**30, kv_cache_dtype=kv_cache_dtype)
-    )
-    assert made.decode is not None
-    pool = made.pool
+    told: list[tuple[list[int], list[int]]] = []
+    compute = demo.model.run
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        batch = arguments[-1]
+        for lens in (batch.query_lens, batch.kv_lens):
+            on_device = lens.on(torch.device("cpu"))
+            assert on_device.dtype == torch.int32
+            told.append((on_device.tolist(), list(lens)))
+        return compute(*arguments)
+
+    monkeypatch.setattr(demo.model, "run", watched)
+    run(with_decode(engine(demo)), prompts(demo.tokenizer, 3), greedy(5))
+    assert len(told) >= 8
+    for on_device, on_host in told:
+        assert on_device == on_host
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
+    demo: LLM, dtype: torch.dtype
+) -> None:
+    pool = PagePool(CacheLayout.of(demo.model.config, dtype), 60)
+    decode = DecodeGraphs(demo.model, pool, 8, 256, capture=False)
     caches = [RaggedCache(pool) for _ in range(5)]  # padded to 8
     for cache in caches:
         cache.prepare(1)
@@ -122,7 +140,7 @@ def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
     ]
     for tensor in stored:
         tensor.fill_(99)
-    made.decode.run([5, 6, 7, 8, 9], caches)
+    decode.run([5, 6, 7, 8, 9], caches)
     own = {int(p) for cache in caches for table in cache.tables for p in table.ids[:, 0]}
     for tensor in stored:
         written = (tensor != 99).flatten(4).any(-1) if tensor.dim() == 5 else tensor != 99

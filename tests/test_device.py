@@ -122,7 +122,7 @@ def test_the_host_waits_for_nothing_in_a_step_but_its_tokens(
         {"n": 3},
         {"top_k": 3, "top_p": 0.5, "min_p": 0.1},
         {"repetition_penalty": 1.5, "presence_penalty": 0.5},
-        {"logit_bias": {7: 1.0}, "min_tokens": 3},
+        {"logit_bias": {7: 1.0}, "min_tokens": 3, "stop_token_ids": [9]},
     ):
         made.add_request([3, 4, 5] * 15, SamplingParams(max_tokens=6, ignore_eos=True, **further))
     made.scheduler.speculate = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.cache.planner import CachePlan, default_memory, plan_cache
-from octavo.device import current, to_device
+from octavo.device import current
 from octavo.engine import sampler
 from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
@@ -301,7 +301,7 @@ class Engine:
             if sequence.params.logprobs is not None:
                 top = sampler.top_logprobs(
                     logits[row : row + 1],
-                    to_device(torch.tensor([token]), logits.device),
+                    torch.tensor([token]),
                     sequence.params.logprobs,
                 )
                 sequence.add_logprobs(token, self._named(top[0]))
@@ -337,7 +337,6 @@ class Engine:
         following = sequence.prompt_ids[first + 1 : first + 1 + hidden.shape[0]]
         for start in range(0, len(following), LOGPROB_ROWS):
             chosen = torch.tensor(following[start : start + LOGPROB_ROWS])
-            chosen = to_device(chosen, hidden.device)
             logits = self.model.logits(hidden[start : start + len(chosen)])
             rows = sampler.top_logprobs(logits, chosen, sequence.params.prompt_logprobs)
             sequence.prompt_logprobs.extend(self._named(row) for row in rows)

@@ -156,25 +156,24 @@ def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[dict[int, t
 
     Args:
         logits: [T, vocab_size] fp32, as the model gave them.
-        chosen: [T] token ids.
+        chosen: [T] token ids, on the CPU.
         count: of the likeliest tokens to report.
 
     Returns:
         T dicts: token id to (log-probability, rank); the chosen token comes first.
     """
     logprobs = logits.log_softmax(-1)
-    of_chosen = logprobs.gather(1, chosen[:, None])
-    ranks = (logprobs > of_chosen).sum(-1) + 1
+    of_chosen = logprobs.gather(1, to_device(chosen, logits.device)[:, None])
+    ranks = (logprobs > of_chosen).sum(-1, keepdim=True) + 1
     values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
-    rows = zip(
-        chosen.tolist(), of_chosen[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(),
-        strict=True,
-    )  # fmt: skip
+    # In one table, since the host waits for each that it reads; fp64 holds all of it exactly.
+    table = torch.cat([part.double() for part in (of_chosen, ranks, ids, values)], dim=1).tolist()
     result = []
-    for token, logprob, rank, top_ids, top_values in rows:
-        row = {token: (logprob, rank)}
-        for i, (top_id, value) in enumerate(zip(top_ids, top_values, strict=True)):
-            row.setdefault(top_id, (value, i + 1))
+    for token, (logprob, rank, *top) in zip(chosen.tolist(), table, strict=True):
+        row = {token: (logprob, int(rank))}
+        n_top = len(top) // 2
+        for i, (top_id, value) in enumerate(zip(top[:n_top], top[n_top:], strict=True)):
+            row.setdefault(int(top_id), (value, i + 1))
         result.append(row)
     return result
 

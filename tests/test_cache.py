@@ -110,13 +110,13 @@ def test_layers_share_pages_by_kind() -> None:
 def test_a_page_counts_all_its_bytes() -> None:
     config = small_config((None, 64), n_layers=4, n_kv_heads=2, head_dim=24)
     layout = CacheLayout.of(config, torch.bfloat16)
-    pool = PagePool(layout, 10)
+    pool = PagePool(layout, 10)  # and the spare page
     assert layout.page_bytes == 2 * 2 * 16 * 2 * 24 * 2
-    assert pool.keys.nbytes + pool.values.nbytes == 10 * layout.page_bytes
+    assert pool.keys.nbytes + pool.values.nbytes == 11 * layout.page_bytes
     layout = CacheLayout.of(config, torch.int8)
     pool = PagePool(layout, 10)
     tensors = (pool.keys, pool.values, pool.key_scales, pool.value_scales)
-    assert sum(t.nbytes for t in tensors if t is not None) == 10 * layout.page_bytes
+    assert sum(t.nbytes for t in tensors if t is not None) == 11 * layout.page_bytes
 
 
 @pytest.mark.parametrize("window", [1, 5, 15, 16, 17, 64])

@@ -1,6 +1,6 @@
 """Where keys and values are kept between forward passes: a ragged cache in pages."""
 
-from octavo.cache.batch import LayerPages, PagedBatch
+from octavo.cache.batch import LayerPages, PagedBatch, PassPages, fill_table
 from octavo.cache.layout import KV_DTYPES, PAGE_SIZE, CacheLayout, kv_dtype
 from octavo.cache.pool import OutOfPages, PagePool
 from octavo.cache.prefix import block_digests
@@ -14,7 +14,9 @@ __all__ = [
     "OutOfPages",
     "PagePool",
     "PagedBatch",
+    "PassPages",
     "RaggedCache",
     "block_digests",
+    "fill_table",
     "kv_dtype",
 ]

@@ -9,7 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from octavo.cache.pool import PagePool
 from octavo.cache.ragged import RaggedCache
+from octavo.device import to_device
 from octavo.errors import RequestError
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.lens import Lens
@@ -31,44 +33,65 @@ class LayerPages:
     slot_mapping: Tensor
 
 
-class PagedBatch:
-    """The sequences of one forward pass.
+class PassPages:
+    """The pages of one forward pass.
+
+    Args:
+        pool: where they are.
+        query_lens: [B], new tokens of each sequence.
+        kv_lens: [B], tokens of each once the new ones are stored.
+        tables: by kind of layer, page tables [rows, B, n_blocks] and slots [rows, T], on the pool's
+            device.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        query_lens: Lens,
+        kv_lens: Lens,
+        tables: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        self.pool = pool
+        self.query_lens = query_lens
+        self.kv_lens = kv_lens
+        self._tables = tables
+
+    def layer(self, index: int) -> LayerPages:
+        """What layer `index` reads and writes."""
+        place = self.pool.layout.places[index]
+        page_table, slots = self._tables[place.kind]
+        return LayerPages(self.pool.layer(place.slot), page_table[place.row], slots[place.row])
+
+
+class PagedBatch(PassPages):
+    """The pages of a pass to which sequences bring any number of tokens each.
 
     Args:
         caches: [B], all of one pool. They take the pages that the pass needs.
         query_lens: [B], new tokens of each.
-
-    Attributes:
-        query_lens: the same.
-        kv_lens: [B], tokens of each once the new ones are stored.
 
     Raises:
         RequestError: more tokens than fit, or caches of several pools.
     """
 
     def __init__(self, caches: Sequence[RaggedCache], query_lens: Sequence[int]) -> None:
-        self.caches = caches
-        self.pool = caches[0].pool
-        self.query_lens = Lens(query_lens)
-        self.kv_lens = Lens(
-            cache.length + n for cache, n in zip(caches, self.query_lens, strict=True)
-        )
-        if any(cache.pool is not self.pool for cache in caches):
+        pool = caches[0].pool
+        if any(cache.pool is not pool for cache in caches):
             raise RequestError("the caches of one pass must share a pool of pages")
+        kv_lens = [cache.length + n for cache, n in zip(caches, query_lens, strict=True)]
         for cache, n in zip(caches, query_lens, strict=True):
             cache.prepare(n)
-        device = self.pool.keys.device
-        self._tables: list[tuple[Tensor, Tensor]] = []  # by kind: [rows, B, n_blocks], [rows, T]
-        for kind, rows in enumerate(self.pool.layout.rows):
-            tables = [cache.tables[kind] for cache in caches]
-            n_blocks = max(table.stop for table in tables)
+        tables: list[tuple[Tensor, Tensor]] = []
+        super().__init__(pool, Lens(query_lens), Lens(kv_lens), tables)
+        self.caches = caches
+        page_size, device = pool.layout.page_size, pool.keys.device
+        blocks, offsets = self.positions // page_size, self.positions % page_size
+        for kind, rows in enumerate(pool.layout.rows):
+            n_blocks = max(cache.tables[kind].stop for cache in caches)
             page_table = torch.zeros(rows, len(caches), n_blocks, dtype=torch.int64)
-            for i, table in enumerate(tables):
-                page_table[:, i, table.first : table.stop] = table.ids[:, table.first : table.stop]
-            page_size = self.pool.layout.page_size
-            blocks, offsets = self.positions // page_size, self.positions % page_size
+            fill_table(page_table, caches, kind)
             slots = page_table[:, self.owners, blocks] * page_size + offsets
-            self._tables.append((page_table.to(device), slots.to(device)))
+            tables.append((to_device(page_table, device), to_device(slots, device)))
 
     @cached_property
     def positions(self) -> Tensor:
@@ -84,13 +107,17 @@ class PagedBatch:
         lens = torch.tensor(self.query_lens)
         return torch.arange(len(lens)).repeat_interleave(lens)
 
-    def layer(self, index: int) -> LayerPages:
-        """What layer `index` reads and writes."""
-        place = self.pool.layout.places[index]
-        page_table, slots = self._tables[place.kind]
-        return LayerPages(self.pool.layer(place.slot), page_table[place.row], slots[place.row])
-
     def commit(self) -> None:
         """The new tokens are stored: move the caches on."""
         for cache, n in zip(self.caches, self.query_lens, strict=True):
             cache.length += n
+
+
+def fill_table(page_table: Tensor, caches: Sequence[RaggedCache], kind: int) -> None:
+    """Write the pages that caches hold in the layers of a kind into a table [rows, B, n_blocks].
+
+    It may have more rows of sequences, and be wider; the rest is left as it is.
+    """
+    for i, cache in enumerate(caches):
+        table = cache.tables[kind]
+        page_table[:, i, table.first : table.stop] = table.ids[:, table.first : table.stop]

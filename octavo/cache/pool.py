@@ -50,10 +50,12 @@ class PagePool:
     cache), or free. Cached pages are taken when there are no free ones.
 
     Attributes:
-        keys, values: [layers_per_page, n_pages, n_kv_heads, page_size, head_dim]. On a CPU a page
-            takes no memory before it is first written.
-        key_scales, value_scales: [layers_per_page, n_pages, n_kv_heads, page_size] bf16 where keys
-            and values are int8; else None.
+        keys, values: [layers_per_page, n_pages + 1, n_kv_heads, page_size, head_dim]. On a CPU a
+            page takes no memory before it is first written.
+        key_scales, value_scales: [layers_per_page, n_pages + 1, n_kv_heads, page_size] bf16 where
+            keys and values are int8; else None.
+        spare_page: the last one, which is never handed out: what rows that only fill up a batch
+            store goes there.
 
     Args:
         layout: the shape.
@@ -71,9 +73,10 @@ class PagePool:
     ) -> None:
         self.layout = layout
         self.n_pages = n_pages
+        self.spare_page = n_pages
         self.prefix = PrefixCache(layout, enabled=enable_prefix_caching)
         device = torch.device(device)
-        shape = (layout.layers_per_page, n_pages, layout.n_kv_heads, layout.page_size)
+        shape = (layout.layers_per_page, n_pages + 1, layout.n_kv_heads, layout.page_size)
         self.keys = _zeros((*shape, layout.head_dim), layout.dtype, device)
         self.values = _zeros((*shape, layout.head_dim), layout.dtype, device)
         self.key_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
@@ -146,7 +149,9 @@ class PagePool:
         """The contents of one block, written into another of its kind."""
         for tensor in (self.keys, self.values, self.key_scales, self.value_scales):
             if tensor is not None:
-                tensor[:, list(target.pages)] = tensor[:, list(source.pages)]
+                # A page at a time: a list of them would be copied to the device first.
+                for page, copied in zip(target.pages, source.pages, strict=True):
+                    tensor[:, page] = tensor[:, copied]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

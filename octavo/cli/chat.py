@@ -29,6 +29,7 @@ def chat(
     config_format: options.ConfigFormat = "auto",
     load_format: options.LoadFormat = "auto",
     max_model_len: options.MaxModelLen = None,
+    device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     attention_pattern: options.Pattern = None,
     kv_cache_dtype: options.KvCacheDtype = "auto",
@@ -36,8 +37,8 @@ def chat(
     """Chat with a model; it answers as it writes and keeps the conversation."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     llm = options.load(
-        model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, dtype,
-        attention_pattern, kv_cache_dtype=kv_cache_dtype,
+        model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, device,
+        dtype, attention_pattern, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     interactive = sys.stdin.isatty()
     if interactive:

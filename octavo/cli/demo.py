@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 
+from octavo.cli import options
 from octavo.cli.quantize import LayerProgress
 from octavo.demo.prompts import PROMPTS, DemoPrompt
 from octavo.engine.llm import LLM
@@ -21,7 +22,7 @@ SAMPLES = 128  # calibration texts: a demo should not take long
 SHOWN = 400  # characters of a prompt
 
 
-def demo() -> None:
+def demo(device: options.Device = "auto") -> None:
     """Quantise the bundled model; both models answer the model card's four kinds of prompt."""
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as temporary:
@@ -31,10 +32,11 @@ def demo() -> None:
                 "demo",
                 num_calibration_samples=SAMPLES,
                 output_dir=folder,
+                device=device,
                 sample_prompt=None,
                 on_progress=progress.update,
             )
-        models = {"before": LLM("demo"), "after": LLM(folder)}
+        models = {"before": LLM("demo", device=device), "after": LLM(folder, device=device)}
         config = models["before"].model.config
         console.print(
             f"Bundled model: {config.n_parameters():,} parameters, "

@@ -49,6 +49,7 @@ def generate(
     config_format: options.ConfigFormat = "auto",
     load_format: options.LoadFormat = "auto",
     max_model_len: options.MaxModelLen = None,
+    device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     attention_pattern: options.Pattern = None,
     kv_cache_dtype: options.KvCacheDtype = "auto",
@@ -62,8 +63,8 @@ def generate(
     )  # fmt: skip
     records = _read_records(input) if input is not None else []
     llm = options.load(
-        model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, dtype,
-        attention_pattern, kv_cache_dtype=kv_cache_dtype,
+        model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, device,
+        dtype, attention_pattern, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     if prompt is not None:
         _answer_prompt(llm, sys.stdin.read() if prompt == "-" else prompt, params, instruct)

@@ -29,6 +29,7 @@ MaxModelLen = Annotated[
         "--max-model-len", "--max_model_len", help="Tokens of prompt and answer: 32768 or 32k."
     ),
 ]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Pattern = Annotated[
     str | None,
@@ -38,7 +39,9 @@ Pattern = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="For weights, KV cache and all else: 16G. [most of what is free]"),
+    typer.Option(
+        help="Of the device, for weights, KV cache and all else: 16G. [most of what is free]"
+    ),
 ]
 KvCacheDtype = Annotated[
     str,
@@ -58,6 +61,7 @@ def load(
     config_format: str,
     load_format: str,
     max_model_len: str | None,
+    device: str,
     dtype: str,
     attention_pattern: str | None,
     **further: Any,
@@ -70,6 +74,7 @@ def load(
         config_format=config_format,
         load_format=load_format,
         max_model_len=parse_size(max_model_len, "--max-model-len") if max_model_len else None,
+        device=device,
         dtype=dtype,
         attention_pattern=attention_pattern,
         **further,

@@ -51,6 +51,7 @@ def passkey(
             help="auto, bf16 or int8; for several models one for all or one each: auto,int8.",
         ),
     ] = "auto",
+    device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     memory: options.Memory = None,
     seed: Annotated[int, typer.Option(help="Other keys.")] = 0,
@@ -106,7 +107,7 @@ def passkey(
                 left = trials[len(report.outcomes) :]
                 if not left:
                     continue
-                llm = _load(report.model, max(sizes), report.kv_cache_dtype, dtype, memory)
+                llm = _load(report.model, max(sizes), report.kv_cache_dtype, device, dtype, memory)
                 weights = _weights(llm)
                 if report.outcomes and report.weights != weights:
                     raise ConfigError(
@@ -206,11 +207,16 @@ def _take_over(path: Path, reports: list[PasskeyReport], trials: list[Trial]) ->
         raise ConfigError(f"--resume: {path}: {error}; give another --output") from None
 
 
-def _load(model: str, longest: int, kv_cache_dtype: str, dtype: str, memory: str | None) -> LLM:
+def _load(
+    model: str, longest: int, kv_cache_dtype: str, device: str, dtype: str, memory: str | None
+) -> LLM:
     further: dict[str, Any] = {}
     if kv_cache_dtype != "auto":
         further["kv_cache_dtype"] = kv_cache_dtype
-    return LLM(model, max_model_len=longest, max_num_seqs=1, dtype=dtype, memory=memory, **further)
+    return LLM(
+        model, max_model_len=longest, max_num_seqs=1, device=device, dtype=dtype, memory=memory,
+        **further,
+    )  # fmt: skip
 
 
 def _weights(llm: LLM) -> str:

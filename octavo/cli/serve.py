@@ -52,6 +52,7 @@ def serve(
     config_format: options.ConfigFormat = "auto",
     load_format: options.LoadFormat = "auto",
     max_model_len: options.MaxModelLen = None,
+    device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     attention_pattern: options.Pattern = None,
     max_num_seqs: Annotated[
@@ -145,6 +146,7 @@ def serve(
             config_format,
             load_format,
             max_model_len,
+            device,
             dtype,
             attention_pattern,
             max_num_seqs=max_num_seqs,

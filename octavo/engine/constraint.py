@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.device import to_device
 from octavo.engine.structured_outputs import StructuredOutputsParams
 from octavo.errors import RequestError
 from octavo.tokenizer import Tokenizer
@@ -87,8 +88,8 @@ class Constraint:
             return logits
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         bits = np.unpackbits(packed, count=logits.numel(), bitorder="little")
-        allowed = torch.from_numpy(bits).view(torch.bool).to(logits.device)
-        return torch.where(allowed, logits, float("-inf"))
+        allowed = torch.from_numpy(bits).view(torch.bool)
+        return torch.where(to_device(allowed, logits.device), logits, float("-inf"))
 
     def accept(self, token_id: int) -> None:
         """Take the chosen token in. What `ignore_eos` adds after the end is free."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from octavo.cache import CacheLayout, PagePool, kv_dtype
+from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.cache.planner import CachePlan, default_memory, plan_cache
+from octavo.device import current
 from octavo.engine import sampler
+from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
+from octavo.engine.decode_graph import DecodeGraphs
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.stats import EngineStats
-from octavo.errors import CheckpointError, RequestError
+from octavo.errors import RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
 
@@ -63,11 +67,13 @@ class Engine:
         max_num_seqs: answers in the making at once.
         max_num_batched_tokens: tokens in one forward pass, which bounds its memory and how long a
             long prompt can delay the answers that are being written.
-        memory: bytes for weights, cache and all else; None takes most of what is free.
+        memory: bytes of the model's device for weights, cache and all else; None takes most of what
+            is free.
         kv_cache_dtype: of keys and values: `auto` (the model's), `bf16`, or `int8` with a scale
             for each token and head.
         enable_prefix_caching: whether prompts that begin alike are computed once.
         speculate: whether tokens are guessed by prompt lookup; the answers are the same.
+        cuda_graphs: whether a GPU replays steps of one token an answer from captured graphs.
 
     Attributes:
         plan: how the memory is shared out.
@@ -90,6 +96,7 @@ class Engine:
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         speculate: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -97,18 +104,27 @@ class Engine:
         # Fewer would leave some of the running answers without their one token a step.
         max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         layout = CacheLayout.of(model.config, kv_dtype(kv_cache_dtype, model.dtype))
+        weight_bytes = model.config.weight_bytes(model.dtype.itemsize)
+        if memory is None:
+            memory = default_memory(model.device)
+            if model.device.type == "cuda":
+                memory += weight_bytes  # they are there already, and part of the budget
         self.plan: CachePlan = plan_cache(
             model.config,
             layout,
-            memory=default_memory() if memory is None else memory,
-            weight_bytes=model.config.weight_bytes(model.dtype.itemsize),
+            memory=memory,
+            weight_bytes=weight_bytes,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             chunk=max_num_batched_tokens,
+            device=model.device,
         )
         self.max_model_len = self.plan.max_model_len
         self.pool = PagePool(layout, self.plan.n_pages, model.device, enable_prefix_caching)
         self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
+        self.decode: DecodeGraphs | None = None
+        if cuda_graphs and model.device.type == "cuda":
+            self.decode = DecodeGraphs(model, self.pool, max_num_seqs, self.max_model_len)
         self._requests: dict[int, _Request] = {}
         self._next_id = 0
         self._totals: dict[str, int] = dict.fromkeys(
@@ -180,21 +196,8 @@ class Engine:
         batch = self.scheduler.schedule()
         if not batch:
             return []
-        self._count_started(batch)
-        complete = [each.n_tokens == each.sequence.n_pending for each in batch]
-        hidden = self._forward(batch)
-        ends = torch.tensor([each.n_tokens + len(each.draft) for each in batch]).cumsum(0).tolist()
-        sampled: list[tuple[Scheduled, slice]] = []  # with their rows of the logits
-        rows: list[int] = []
-        for each, end, is_complete in zip(batch, ends, complete, strict=True):
-            n_draft = len(each.draft)
-            self._score_prompt(each, hidden[end - n_draft - each.n_tokens : end - n_draft])
-            self.scheduler.remember(each.sequence)
-            if is_complete:
-                sampled.append((each, slice(len(rows), len(rows) + 1 + n_draft)))
-                rows.extend(range(end - n_draft - 1, end))
-        if rows:
-            self._sample(sampled, self.model.logits(hidden[rows]))
+        with current(self.model.device):
+            self._run(batch)
         return self._collect_finished()
 
     def run(self, request_ids: list[int]) -> Iterator[RequestOutput]:
@@ -223,55 +226,50 @@ class Engine:
         finally:
             self.abort(request_id)
 
-    def _forward(self, batch: list[Scheduled]) -> Tensor:
-        """The hidden states of all tokens of a step; caches are moved on, but for the drafts."""
-        token_ids: list[int] = []
-        for each in batch:
-            token_ids += each.sequence.pending(each.n_tokens) + each.draft
-        hidden = self.model.hidden(
-            torch.tensor(token_ids, device=self.model.device),
-            [each.n_tokens + len(each.draft) for each in batch],
-            [each.sequence.cache for each in batch if each.sequence.cache is not None],
-        )
-        for each in batch:
-            assert each.sequence.cache is not None
-            each.sequence.cache.length -= len(each.draft)  # until they prove right
-        return hidden
-
-    def _sample(self, sampled: list[tuple[Scheduled, slice]], logits: Tensor) -> None:
-        """Choose the next tokens of every answer whose tokens have all been through the model.
-
-        Args:
-            sampled: each with its rows of the logits: one, and one for each guessed token.
-            logits: [R, vocab_size] fp32.
-        """
-        if bool(logits.isnan().any()):
-            raise CheckpointError(
-                "the model computed NaN: its weights are damaged, or overflow in float16 "
-                "(try dtype float32)"
-            )
-        answers = [
-            (answer, each.draft, logits[rows])
-            for each, rows in sampled
+    def _run(self, batch: list[Scheduled]) -> None:
+        """Put a step's tokens through the model, and choose those that come next."""
+        self._count_started(batch)
+        complete = [each.n_tokens == each.sequence.n_pending for each in batch]
+        hidden, logits = self._forward(batch)
+        ends = accumulate(each.n_tokens + len(each.draft) for each in batch)
+        sampled: list[tuple[Scheduled, int]] = []  # with their first row of the logits
+        rows: list[int] = []
+        for each, end, is_complete in zip(batch, ends, complete, strict=True):
+            n_draft = len(each.draft)
+            self._score_prompt(each, hidden[end - n_draft - each.n_tokens : end - n_draft])
+            self.scheduler.remember(each.sequence)
+            if is_complete:
+                sampled.append((each, len(rows)))
+                rows.extend(range(end - n_draft - 1, end))
+        if not rows:
+            return
+        logits = self.model.logits(pick(hidden, rows)) if logits is None else pick(logits, rows)
+        turns = [
+            Turn(answer, each.draft, row)
+            for each, row in sampled
             for answer in self._answers_of(each.sequence)
         ]
-        # What depends on nothing but its row is drawn for all answers at once.
-        plain = [(answer, draft, own) for answer, draft, own in answers if not answer.is_adjusted]
-        params, uniforms = [], []
-        for answer, draft, _ in plain:
-            for i in range(1 + len(draft)):
-                params.append(answer.params)
-                uniforms.append(sampler.uniform(answer.seed, len(answer.output_ids) + i))
-        tokens = (
-            sampler.sample(torch.cat([own for _, _, own in plain]), params, uniforms)
-            if plain
-            else []
-        )
-        for answer, draft, own in answers:
-            chosen: list[int] = []
-            if not answer.is_adjusted:
-                chosen, tokens = tokens[: len(own)], tokens[len(own) :]
-            self._advance(answer, draft, own, chosen)
+        for turn, chosen in zip(turns, choose(logits, turns), strict=True):
+            self._advance(turn, logits[turn.row : turn.row + 1 + len(turn.draft)], chosen)
+
+    def _forward(self, batch: list[Scheduled]) -> tuple[Tensor, Tensor | None]:
+        """The hidden states of all tokens of a step, and their logits if they come with them.
+
+        Caches are moved on, but for the drafts.
+        """
+        token_ids: list[int] = []
+        caches: list[RaggedCache] = []
+        for each in batch:
+            assert each.sequence.cache is not None
+            token_ids += each.sequence.pending(each.n_tokens) + each.draft
+            caches.append(each.sequence.cache)
+        if self.decode is not None and len(token_ids) == len(batch):
+            return self.decode.run(token_ids, caches)
+        query_lens = [each.n_tokens + len(each.draft) for each in batch]
+        hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
+        for each, cache in zip(batch, caches, strict=True):
+            cache.length -= len(each.draft)  # until they prove right
+        return hidden, None
 
     def _answers_of(self, sequence: Sequence) -> list[Sequence]:
         """The sequence; right after the prompt, its siblings too, started from the same pages."""
@@ -283,27 +281,27 @@ class Engine:
                     siblings.append(sibling)
         return siblings
 
-    def _advance(
-        self, sequence: Sequence, draft: list[int], logits: Tensor, chosen: list[int]
-    ) -> None:
+    def _advance(self, turn: Turn, logits: Tensor, chosen: list[int]) -> None:
         """Append the next token, and further ones as long as the guesses were right.
 
         Args:
-            draft: the guesses.
-            logits: [1 + len(draft), vocab_size].
-            chosen: what was drawn from each row; empty if it depends on the tokens before.
+            turn: whose.
+            logits: [1 + len(draft), vocab_size], its rows.
+            chosen: what was drawn from them, as far as it is known.
         """
+        sequence, draft = turn.sequence, turn.draft
         if sequence.max_tokens == 0:
             sequence.finish_unsampled()
             return
         assert sequence.cache is not None
         n_accepted = 0
         for row, guess in enumerate([*draft, None]):
-            token = chosen[row] if chosen else self._draw_adjusted(sequence, logits[row])
+            known = row < len(chosen)
+            token = chosen[row] if known else choose_adjusted(sequence, logits[row])
             if sequence.params.logprobs is not None:
                 top = sampler.top_logprobs(
                     logits[row : row + 1],
-                    torch.tensor([token], device=logits.device),
+                    torch.tensor([token]),
                     sequence.params.logprobs,
                 )
                 sequence.add_logprobs(token, self._named(top[0]))
@@ -317,18 +315,6 @@ class Engine:
             sequence.lookup.report(len(draft), n_accepted)
             self._totals["draft_tokens"] += len(draft)
             self._totals["accepted_tokens"] += n_accepted
-
-    def _draw_adjusted(self, sequence: Sequence, logits: Tensor) -> int:
-        """The next token, where a constraint, penalties and the like depend on those before it."""
-        row = sampler.adjust(
-            sequence.constraint.mask(logits) if sequence.constraint else logits,
-            sequence.params,
-            sequence.prompt_ids,
-            sequence.output_ids,
-            sequence.banned_ids(),
-        )
-        drawn = sampler.uniform(sequence.seed, len(sequence.output_ids))
-        return sampler.sample(row[None], [sequence.params], [drawn])[0]
 
     def _count_started(self, batch: list[Scheduled]) -> None:
         for each in batch:
@@ -350,7 +336,7 @@ class Engine:
         first, hidden = first + done, hidden[done:]
         following = sequence.prompt_ids[first + 1 : first + 1 + hidden.shape[0]]
         for start in range(0, len(following), LOGPROB_ROWS):
-            chosen = torch.tensor(following[start : start + LOGPROB_ROWS], device=hidden.device)
+            chosen = torch.tensor(following[start : start + LOGPROB_ROWS])
             logits = self.model.logits(hidden[start : start + len(chosen)])
             rows = sampler.top_logprobs(logits, chosen, sequence.params.prompt_logprobs)
             sequence.prompt_logprobs.extend(self._named(row) for row in rows)

@@ -13,6 +13,7 @@ from octavo.cache import kv_dtype
 from octavo.cache.planner import default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
+from octavo.device import choose_device, current
 from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -34,17 +35,20 @@ class LLM:
         tokenizer_mode: `auto` or `mistral`, which are the same here.
         config_format, load_format: `auto`, `mistral` or `hf`.
         max_model_len: tokens of prompt and answer together; None is the model's context.
+        device: `cpu`, `cuda`, `cuda:1`, or `auto`, which is a GPU if there is one.
         dtype: of weights and computation; `auto` is the checkpoint's.
         attention_pattern: such as `128k,32k,32k,32k`, in place of the checkpoint's own.
         max_num_seqs: answers in the making at once.
         max_num_batched_tokens: tokens in one forward pass.
-        memory: bytes for weights, KV cache and all else, or a text such as `16G`; None takes most
-            of what is free.
+        memory: bytes of the device for weights, KV cache and all else, or a text such as `16G`;
+            None takes most of what is free.
         kv_cache_dtype: of keys and values in the cache: `auto` (the model's), `bf16`, or `int8`
             with a scale for each token and head.
         enable_prefix_caching: whether prompts that begin alike are computed once.
         prompt_lookup: whether tokens are guessed from the text before them and checked several in
             one pass; the answers are the same.
+        cuda_graphs: whether a GPU replays steps that bring one token an answer from captured
+            graphs.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: with the file at fault and what to do.
@@ -59,6 +63,7 @@ class LLM:
         config_format: str = "auto",
         load_format: str = "auto",
         max_model_len: int | None = None,
+        device: torch.device | str = "auto",
         dtype: torch.dtype | str = "auto",
         attention_pattern: str | None = None,
         max_num_seqs: int = MAX_NUM_SEQS,
@@ -67,6 +72,7 @@ class LLM:
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         prompt_lookup: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         if tokenizer_mode not in ("auto", "mistral"):
             raise ConfigError(
@@ -81,6 +87,7 @@ class LLM:
             if value is not None and (type(value) is not int or value <= 0):
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         kv_dtype(kv_cache_dtype, torch.float32)  # a wrong name is found before the weights are read
+        where = choose_device(device)
         folder = resolve_model(model)
         checkpoint = open_checkpoint(
             folder,
@@ -94,9 +101,10 @@ class LLM:
                 f"max_model_len {max_model_len} is more than the model's context of {context}"
             )
         # Before the weights are read: they are a part of what is shared out.
-        budget = default_memory() if memory is None else parse_bytes(memory, "memory")
+        budget = default_memory(where) if memory is None else parse_bytes(memory, "memory")
         self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
-        self.model = Transformer.from_checkpoint(checkpoint, dtype)
+        with current(where):
+            self.model = Transformer.from_checkpoint(checkpoint, dtype, device=where)
         self.engine = Engine(
             self.model,
             self.tokenizer,
@@ -107,6 +115,7 @@ class LLM:
             kv_cache_dtype=kv_cache_dtype,
             enable_prefix_caching=enable_prefix_caching,
             speculate=prompt_lookup,
+            cuda_graphs=cuda_graphs,
         )
 
     def generate(

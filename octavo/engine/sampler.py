@@ -1,4 +1,7 @@
-"""From rows of logits to a token each. Each step is a function of its own."""
+"""From rows of logits to a token each. Each step is a function of its own.
+
+Everything is computed where the logits are, and the host waits once, for the tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from octavo.device import to_device
 from octavo.engine.sampling_params import SamplingParams
 
 _NEVER = float("-inf")
@@ -23,15 +27,20 @@ def sample(
         logits: [R, vocab_size] fp32, adjusted already; not changed.
         params: [R].
         uniforms: [R] in 0…1, from `uniform`.
+
+    Returns:
+        [R] token ids; -1 where a row has NaN.
     """
-    tokens = logits.argmax(-1).tolist()
+    best = logits.max(-1)  # NaN counts as the largest
+    tokens = best.indices
     drawn = [row for row, each in enumerate(params) if not each.greedy]
     if drawn:
-        rows = logits[drawn] if len(drawn) < len(params) else logits
+        index = to_device(torch.tensor(drawn), logits.device)
+        rows = logits[index] if len(drawn) < len(params) else logits
         chosen = _draw(rows, [params[row] for row in drawn], [uniforms[row] for row in drawn])
-        for row, token in zip(drawn, chosen, strict=True):
-            tokens[row] = token
-    return tokens
+        tokens = tokens.index_copy(0, index, chosen)
+    sampled: list[int] = tokens.masked_fill(best.values.isnan(), -1).tolist()
+    return sampled
 
 
 def uniform(seed: int, position: int) -> float:
@@ -64,37 +73,38 @@ def adjust(
     if params.penalizes:
         logits = penalize(logits, params, prompt_ids, output_ids)
     if banned_ids:
-        ids = torch.tensor(list(banned_ids), device=logits.device)
+        ids = to_device(torch.tensor(list(banned_ids)), logits.device)
         others = logits.index_fill(0, ids, _NEVER)
-        logits = others if bool((others > _NEVER).any()) else logits
+        logits = torch.where((others > _NEVER).any(), others, logits)
     return logits
 
 
-def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """One token from each row's distribution, by inverting its cumulative sum."""
+def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
+    """One token from each row's distribution, by inverting its cumulative sum; [R] int64."""
 
-    def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    def column(name: str) -> Tensor:
         values = [getattr(each, name) for each in params]
-        return torch.tensor(values, dtype=dtype, device=logits.device)[:, None]
+        return to_device(torch.tensor(values, dtype=torch.float32)[:, None], logits.device)
 
     logits = logits / column("temperature")
     if any(each.min_p > 0 for each in params):
         logits = keep_min_p(logits, column("min_p"))
     if any(each.top_k > 0 for each in params):
-        logits = keep_top_k(logits, column("top_k", torch.int64))
+        logits = keep_top_k(logits, torch.tensor([each.top_k for each in params])[:, None])
     if any(each.top_p < 1 for each in params):
         logits = keep_top_p(logits, column("top_p"))
     cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-    drawn = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    drawn = to_device(torch.tensor(uniforms, dtype=torch.float64)[:, None], logits.device)
     # The first token whose cumulative sum is beyond the draw has a probability above zero.
     tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
-    return tokens[:, 0].tolist()
+    return tokens[:, 0]
 
 
 def add_bias(logits: Tensor, bias: dict[int, float]) -> Tensor:
     """Each token's bias added to its logit (OpenAI's logit_bias)."""
-    ids = torch.tensor(list(bias), device=logits.device)
-    return logits.index_add(0, ids, torch.tensor(list(bias.values())).to(logits))
+    ids = to_device(torch.tensor(list(bias)), logits.device)
+    values = torch.tensor(list(bias.values()), dtype=logits.dtype)
+    return logits.index_add(0, ids, to_device(values, logits.device))
 
 
 def penalize(
@@ -112,11 +122,15 @@ def penalize(
 
 
 def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
-    """Only tokens at least as likely as the k-th: [R, vocab_size], k [R, 1]; below 1 keeps all."""
+    """Only tokens at least as likely as the k-th; below 1 keeps all.
+
+    [R, vocab_size], k [R, 1] int64 on the CPU, where the largest is asked for.
+    """
     n_tokens = logits.shape[-1]
     count = torch.where(k < 1, n_tokens, k).clamp(max=n_tokens)
     values = logits.topk(int(count.max()), dim=-1).values
-    return logits.masked_fill(logits < values.gather(-1, count - 1), _NEVER)
+    last = to_device(count - 1, logits.device)
+    return logits.masked_fill(logits < values.gather(-1, last), _NEVER)
 
 
 def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
@@ -142,30 +156,30 @@ def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[dict[int, t
 
     Args:
         logits: [T, vocab_size] fp32, as the model gave them.
-        chosen: [T] token ids.
+        chosen: [T] token ids, on the CPU.
         count: of the likeliest tokens to report.
 
     Returns:
         T dicts: token id to (log-probability, rank); the chosen token comes first.
     """
     logprobs = logits.log_softmax(-1)
-    of_chosen = logprobs.gather(1, chosen[:, None])
-    ranks = (logprobs > of_chosen).sum(-1) + 1
+    of_chosen = logprobs.gather(1, to_device(chosen, logits.device)[:, None])
+    ranks = (logprobs > of_chosen).sum(-1, keepdim=True) + 1
     values, ids = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
-    rows = zip(
-        chosen.tolist(), of_chosen[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(),
-        strict=True,
-    )  # fmt: skip
+    # In one table, since the host waits for each that it reads; fp64 holds all of it exactly.
+    table = torch.cat([part.double() for part in (of_chosen, ranks, ids, values)], dim=1).tolist()
     result = []
-    for token, logprob, rank, top_ids, top_values in rows:
-        row = {token: (logprob, rank)}
-        for i, (top_id, value) in enumerate(zip(top_ids, top_values, strict=True)):
-            row.setdefault(top_id, (value, i + 1))
+    for token, (logprob, rank, *top) in zip(chosen.tolist(), table, strict=True):
+        row = {token: (logprob, int(rank))}
+        n_top = len(top) // 2
+        for i, (top_id, value) in enumerate(zip(top[:n_top], top[n_top:], strict=True)):
+            row.setdefault(int(top_id), (value, i + 1))
         result.append(row)
     return result
 
 
 def _counts(token_ids: Sequence[int], like: Tensor) -> Tensor:
     """How often each token of the vocabulary occurs; [vocab_size] int64."""
-    ids = torch.tensor(list(token_ids), dtype=torch.int64, device=like.device)
-    return torch.bincount(ids, minlength=like.numel())
+    ids = torch.tensor(list(token_ids), dtype=torch.int64)
+    # On the host: a GPU would be asked for the largest first.
+    return to_device(torch.bincount(ids, minlength=like.numel()), like.device)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from octavo.device import to_device
+
 
 class Lens(list[int]):
     """A list of lengths that a device's kernels can read as well; copied there once.
@@ -32,7 +34,7 @@ class Lens(list[int]):
     def on(self, device: torch.device) -> Tensor:
         """[B] int32 there."""
         if self._on_device is None or self._on_device.device != device:
-            self._on_device = torch.tensor(self, dtype=torch.int32).to(device, non_blocking=True)
+            self._on_device = to_device(torch.tensor(self, dtype=torch.int32), device)
         return self._on_device
 
     def starts(self, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import PagedBatch
+from octavo.cache import PassPages
 from octavo.config import ModelConfig
 from octavo.model.linear import LinearInput, make_linear
 
@@ -33,7 +33,7 @@ class Attention(nn.Module):
         x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        batch: PagedBatch | None,
+        batch: PassPages | None,
     ) -> Tensor:
         """[T, dim] to [T, dim]; tokens of different sequences never see each other."""
         return self.wo(self.attend(x, rotary, seqlens, batch))
@@ -43,7 +43,7 @@ class Attention(nn.Module):
         x: LinearInput,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        batch: PagedBatch | None,
+        batch: PassPages | None,
     ) -> Tensor:
         """All heads' outputs, [T, n_heads * head_dim]: what wo is given.
 

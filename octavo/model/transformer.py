@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from octavo import kernels
-from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache, kv_dtype
+from octavo.cache import (
+    CacheLayout,
+    PagedBatch,
+    PagePool,
+    PassPages,
+    RaggedCache,
+    kv_dtype,
+)
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
+from octavo.device import CPU, choose_device, to_device
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
 from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
@@ -81,7 +89,7 @@ class Layer(nn.Module):
         x: Tensor,  # [T, dim]
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
-        batch: PagedBatch | None,
+        batch: PassPages | None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
         return x + self.feed_forward(self.ffn_norm.for_linears(x))
@@ -118,6 +126,7 @@ class Transformer(nn.Module):
         attention_pattern: str | None = None,
         softmax_fp32: bool = True,
         pack: bool = True,
+        device: torch.device | str = CPU,
     ) -> Transformer:
         """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
 
@@ -127,22 +136,31 @@ class Transformer(nn.Module):
             attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
             softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
                 which costs no memory here since it is taken in blocks.
-            pack: whether int8 weights are brought into the form that is fast here, as `pack` does.
+            pack: whether int8 weights are brought into the form that is fast there, as `pack` does.
+            device: where it runs, as in `choose_device`.
 
         Raises:
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        return cls.from_checkpoint(checkpoint, dtype, pack)
+        return cls.from_checkpoint(checkpoint, dtype, pack, choose_device(device))
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None, pack: bool = True
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | str | None = None,
+        pack: bool = True,
+        device: torch.device = CPU,
     ) -> Transformer:
-        """Load an opened checkpoint; weights that need no change stay memory-mapped."""
+        """Load an opened checkpoint; on a CPU, weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        load_weights(model, checkpoint, dtype, pack)
+        load_weights(model, checkpoint, dtype, pack and device.type == "cpu")
+        if device.type != "cpu":
+            model.to(device)
+            if pack:
+                model.pack()
         return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:
@@ -189,19 +207,41 @@ class Transformer(nn.Module):
         seqlens: Sequence[int],
         cache: Sequence[RaggedCache] | None = None,
     ) -> Tensor:
-        """The last layer's normed output, [T, dim]; arguments as in `forward`."""
+        """The last layer's normed output, [T, dim]; arguments as in `forward`.
+
+        To check the ids is to read them, for which the host waits if they are on a GPU already.
+        """
         self._check(input_ids, seqlens, cache)
-        batch = None if cache is None else PagedBatch(cache, seqlens)
-        if batch is None:
+        input_ids = to_device(input_ids, self.device)
+        if cache is None:
             positions = torch.cat([torch.arange(n, device=self.device) for n in seqlens])
-        else:
-            positions = batch.positions.to(self.device)
+            return self.run(input_ids, positions, seqlens, None)
+        batch = PagedBatch(cache, seqlens)
+        hidden = self.run(input_ids, to_device(batch.positions, self.device), seqlens, batch)
+        batch.commit()
+        return hidden
+
+    def run(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        seqlens: Sequence[int],
+        batch: PassPages | None,
+    ) -> Tensor:
+        """The layers alone: nothing is checked, and the host waits for nothing.
+
+        Args:
+            input_ids, positions: [T] integers on the model's device.
+            seqlens: [B], tokens of each sequence.
+            batch: their pages; None for whole sequences that are not kept.
+
+        Returns:
+            The last layer's normed output, [T, dim].
+        """
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x = self.tok_embeddings(input_ids)
         for layer in self.layers:
             x = layer(x, rotary, seqlens, batch)
-        if batch is not None:
-            batch.commit()
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -217,7 +257,8 @@ class Transformer(nn.Module):
         """Logits of every token.
 
         Args:
-            input_ids: [T] integers, the sequences' new tokens one after another.
+            input_ids: [T] integers, the sequences' new tokens one after another, on the CPU or
+                the model's device.
             seqlens: [B], how many tokens each sequence brings; sums to T.
             cache: [B], one `RaggedCache` a sequence, all of one pool: the tokens go on from what
                 it holds and are added to it. None is one plain causal pass.

@@ -1,0 +1,196 @@
+"""Decode steps as CUDA graphs: batches of a few sizes, whose inputs always lie in the same place.
+
+A step that brings one token a sequence is hundreds of small kernels, and takes the host longer to
+start than a GPU to run. Captured once, they are started by one call. A graph repeats the same
+kernels on the same memory, so a batch is padded to the next size that there is a graph of. The rows
+that fill it up store what nobody reads in a page that the pool keeps for that.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.cache import PagePool, PassPages, RaggedCache, fill_table
+from octavo.kernels.lens import Lens
+from octavo.model import Transformer
+
+# A kernel's grid is that of the longest context of its graph: few lengths, and short ones for short
+# contexts.
+SHORTEST_CONTEXT = 4096
+CONTEXT_FACTOR = 4
+RELATIVE_ERROR = 0.02  # of a graph's logits; sums may be taken in another order
+
+logger = logging.getLogger("octavo")
+
+
+class Bucket(NamedTuple):
+    """What one graph serves: batches of up to `size` sequences of up to `context` tokens."""
+
+    size: int
+    context: int
+
+
+class DecodeGraphs:
+    """Runs decode steps of a model over a pool.
+
+    The first step of a bucket is captured. What a graph computes is compared with the same step
+    run without one; if it is wrong, or cannot be captured, a line says so and all steps are run
+    kernel by kernel.
+
+    Args:
+        model: its weights may not move from here on.
+        pool: of all sequences' pages.
+        max_num_seqs: the most sequences of a step.
+        max_model_len: tokens of the longest sequence.
+        capture: without, the same steps run kernel by kernel, on any device.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        pool: PagePool,
+        max_num_seqs: int,
+        max_model_len: int,
+        capture: bool = True,
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.sizes = _steps(1, 2, max_num_seqs)
+        self.contexts = _steps(SHORTEST_CONTEXT, CONTEXT_FACTOR, max_model_len)
+        self._capture = capture
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
+        self._memory = torch.cuda.graph_pool_handle() if capture else None
+        config, device = model.config, model.device
+        largest = Bucket(max_num_seqs, max_model_len)
+        self._inputs = torch.zeros(sum(self._lengths(largest)), dtype=torch.int64, device=device)
+        self._hidden = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype, device=device)
+        self._logits = torch.zeros(max_num_seqs, config.vocab_size, device=device)
+
+    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
+        """One more token for each sequence; their caches are moved on.
+
+        Args:
+            token_ids: [B].
+            caches: [B], with the page that the token goes to.
+
+        Returns:
+            The last layer's normed output [B, dim] and logits [B, vocab_size] fp32, to be read
+            before the next step overwrites them.
+        """
+        count = len(caches)
+        kv_lens = [cache.length + 1 for cache in caches]
+        bucket = Bucket(_fitting(self.sizes, count), _fitting(self.contexts, max(kv_lens)))
+        host = self._on_host(bucket, token_ids, caches)
+        self._inputs[: len(host)].copy_(host, non_blocking=True)
+        kv_lens += [1] * (bucket.size - count)
+        if self._capture and bucket not in self._graphs:
+            self._add_graph(bucket, kv_lens)
+        if self._capture:
+            self._graphs[bucket].replay()
+        else:
+            self._compute(bucket, kv_lens)
+        for cache in caches:
+            cache.length += 1
+        return self._hidden[:count], self._logits[:count]
+
+    def _lengths(self, bucket: Bucket) -> list[int]:
+        """How many integers of the inputs are token ids, positions, and each kind's page table."""
+        entries = bucket.size * self.pool.layout.n_blocks(bucket.context)
+        return [bucket.size, bucket.size, *(rows * entries for rows in self.pool.layout.rows)]
+
+    def _split(self, inputs: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Token ids [B], positions [B] and each kind's page table [rows, B, n_blocks]."""
+        lengths = self._lengths(bucket)
+        token_ids, positions, *tables = inputs[: sum(lengths)].split(lengths)
+        rows = self.pool.layout.rows
+        shaped = (table.view(n, bucket.size, -1) for n, table in zip(rows, tables, strict=True))
+        return token_ids, positions, list(shaped)
+
+    def _on_host(
+        self, bucket: Bucket, token_ids: Sequence[int], caches: Sequence[RaggedCache]
+    ) -> Tensor:
+        """The inputs of a step, in one piece for one copy."""
+        # New memory each time: the copy of the last step's may not be over yet.
+        pinned = self._inputs.device.type == "cuda"
+        host = torch.zeros(sum(self._lengths(bucket)), dtype=torch.int64, pin_memory=pinned)
+        ids, positions, tables = self._split(host, bucket)
+        count = len(caches)
+        ids[:count] = torch.tensor(token_ids)
+        positions[:count] = torch.tensor([cache.length for cache in caches])
+        for kind, table in enumerate(tables):
+            fill_table(table, caches, kind)
+            table[:, count:] = self.pool.spare_page
+        return host
+
+    def _compute(self, bucket: Bucket, kv_lens: Sequence[int]) -> None:
+        """One step from the inputs to hidden states and logits.
+
+        Args:
+            kv_lens: [size], of the step's sequences; or, for a step that is captured, bounds of
+                what they will be. Kernels on a device read them from there.
+        """
+        token_ids, positions, page_tables = self._split(self._inputs, bucket)
+        page_size = self.pool.layout.page_size
+        blocks, offsets = positions // page_size, positions % page_size
+        tables = []
+        for table in page_tables:
+            pages = table.gather(2, blocks.expand(len(table), -1)[..., None])[..., 0]
+            tables.append((table, pages * page_size + offsets))
+        ones = Lens([1] * bucket.size, torch.ones_like(positions, dtype=torch.int32))
+        lens = Lens(kv_lens, (positions + 1).int())
+        hidden = self.model.run(
+            token_ids, positions, ones, PassPages(self.pool, ones, lens, tables)
+        )
+        self._hidden[: bucket.size] = hidden
+        self._logits[: bucket.size] = self.model.logits(hidden)
+
+    def _add_graph(self, bucket: Bucket, kv_lens: list[int]) -> None:
+        """Capture the step whose inputs are in place, or from now on no step at all."""
+        bounds = [bucket.context] * bucket.size
+        self._compute(bucket, kv_lens)
+        expected = self._logits[: bucket.size].clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Kernels are compiled, tried and tuned, none of which a capture can take.
+            self._compute(bucket, bounds)
+            # Other threads may go on using the GPU.
+            with torch.cuda.graph(graph, self._memory, capture_error_mode="thread_local"):
+                self._compute(bucket, bounds)
+            graph.replay()
+            error = (self._logits[: bucket.size] - expected).norm() / expected.norm()
+            reason = "" if float(error) <= RELATIVE_ERROR else "a captured one computes wrong"
+        except RuntimeError as failure:
+            reason = str(failure).splitlines()[0]
+        if reason:
+            logger.warning(
+                "octavo: decode steps do not run as CUDA graphs here (%s); they take longer", reason
+            )
+            self._capture = False
+            self._graphs.clear()
+            return
+        self._graphs[bucket] = graph
+        logger.info(
+            "octavo: decode steps of up to %d answers and %s tokens run as a CUDA graph",
+            bucket.size,
+            f"{bucket.context:,}",
+        )
+
+
+def _steps(first: int, factor: int, last: int) -> list[int]:
+    """first, first · factor, … below last, and last."""
+    steps = []
+    while first < last:
+        steps.append(first)
+        first *= factor
+    return [*steps, last]
+
+
+def _fitting(steps: list[int], wanted: int) -> int:
+    """The first that is not below."""
+    return steps[bisect_left(steps, wanted)]

@@ -1,0 +1,235 @@
+"""Decode steps in padded batches and fixed places: what they compute is what a plain step computes.
+
+Without a GPU the same steps run kernel by kernel. The model is the bundled one in fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from octavo import LLM, SamplingParams
+from octavo.cache import CacheLayout, PagePool, RaggedCache
+from octavo.engine import decode_graph
+from octavo.engine.decode_graph import Bucket, DecodeGraphs
+from octavo.engine.engine import Engine
+from tests.test_engine import CHUNK, engine, greedy, prompts, run, tokens_of
+
+
+@pytest.fixture(scope="module")
+def demo() -> LLM:
+    return LLM("demo", dtype="float32", device="cpu", max_model_len=4096)
+
+
+@pytest.fixture(autouse=True)
+def _short_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that answers grow from one bucket into the next."""
+    monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 32)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Bucket]:
+    """The bucket of each step, as they run."""
+    buckets: list[Bucket] = []
+    compute = DecodeGraphs._compute
+
+    def watched(self: DecodeGraphs, bucket: Bucket, *rest: Any) -> None:
+        buckets.append(bucket)
+        compute(self, bucket, *rest)
+
+    monkeypatch.setattr(DecodeGraphs, "_compute", watched)
+    return buckets
+
+
+def with_decode(made: Engine, capture: bool = False) -> Engine:
+    made.decode = DecodeGraphs(
+        made.model, made.pool, made.max_num_seqs, made.max_model_len, capture
+    )
+    return made
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_batches_that_grow_and_shrink_give_the_same_tokens(
+    demo: LLM, used: list[Bucket], speculate: bool
+) -> None:
+    encoded = [prompt[: 25 + 12 * i] for i, prompt in enumerate(prompts(demo.tokenizer, 9))]
+    params = [greedy(4 + 5 * i) for i in range(len(encoded))]
+    expected = tokens_of(run(engine(demo, max_num_seqs=6), encoded, params))
+    assert not used
+    made = with_decode(engine(demo, max_num_seqs=6, speculate=speculate))
+    assert tokens_of(run(made, encoded, params)) == expected
+    if not speculate:
+        assert {bucket.size for bucket in used} == {1, 2, 4, 6}
+        assert {bucket.context for bucket in used} == {128, 512}
+    assert len(set(used)) > 1
+
+
+def test_preempted_answers_give_the_same_tokens(demo: LLM, used: list[Bucket]) -> None:
+    layout = CacheLayout.of(demo.model.config, torch.float32)
+    short = [prompt[:40] for prompt in prompts(demo.tokenizer, 4)]
+    expected = tokens_of(run(engine(demo), short, greedy(100)))
+    made = with_decode(engine(demo, n_pages=2 * layout.pages_needed(140, CHUNK), max_model_len=140))
+    assert tokens_of(run(made, short, greedy(100))) == expected
+    assert made.stats().preemptions_total > 0 and used
+
+
+def test_shared_prefixes_and_copies_give_the_same_tokens(demo: LLM, used: list[Bucket]) -> None:
+    prompt = prompts(demo.tokenizer, 1, seed=3)[0]
+    params = SamplingParams(n=3, max_tokens=20, seed=1, temperature=0.8, ignore_eos=True)
+    expected = tokens_of(run(engine(demo), [prompt] * 2, params))
+    made = with_decode(engine(demo))
+    for _ in range(2):
+        assert tokens_of(run(made, [prompt] * 2, params)) == expected
+    assert made.stats().cached_tokens_total > 0 and used
+
+
+def test_hidden_states_and_logits_are_those_of_a_plain_step(demo: LLM) -> None:
+    encoded = prompts(demo.tokenizer, 3)
+    made = with_decode(engine(demo))
+    assert made.decode is not None
+    padded, plain = ([RaggedCache(made.pool) for _ in encoded] for _ in range(2))
+    lens = [len(prompt) for prompt in encoded]
+    for caches in (padded, plain):
+        demo.model(torch.tensor([token for prompt in encoded for token in prompt]), lens, caches)
+    for token in (5, 6, 7):
+        for cache in padded:
+            cache.prepare(1)
+        hidden, logits = made.decode.run([token, token + 1, token], padded)
+        expected = demo.model.hidden(torch.tensor([token, token + 1, token]), [1] * 3, plain)
+        torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, demo.model.logits(expected), rtol=1e-4, atol=1e-4)
+        assert [cache.length for cache in padded] == [cache.length for cache in plain]
+
+
+def test_the_device_is_told_the_lengths_that_the_host_knows(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[list[int], list[int]]] = []
+    compute = demo.model.run
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        batch = arguments[-1]
+        for lens in (batch.query_lens, batch.kv_lens):
+            on_device = lens.on(torch.device("cpu"))
+            assert on_device.dtype == torch.int32
+            told.append((on_device.tolist(), list(lens)))
+        return compute(*arguments)
+
+    monkeypatch.setattr(demo.model, "run", watched)
+    run(with_decode(engine(demo)), prompts(demo.tokenizer, 3), greedy(5))
+    assert len(told) >= 8
+    for on_device, on_host in told:
+        assert on_device == on_host
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
+    demo: LLM, dtype: torch.dtype
+) -> None:
+    pool = PagePool(CacheLayout.of(demo.model.config, dtype), 60)
+    decode = DecodeGraphs(demo.model, pool, 8, 256, capture=False)
+    caches = [RaggedCache(pool) for _ in range(5)]  # padded to 8
+    for cache in caches:
+        cache.prepare(1)
+    stored = [
+        x for x in (pool.keys, pool.values, pool.key_scales, pool.value_scales) if x is not None
+    ]
+    for tensor in stored:
+        tensor.fill_(99)
+    decode.run([5, 6, 7, 8, 9], caches)
+    own = {int(p) for cache in caches for table in cache.tables for p in table.ids[:, 0]}
+    for tensor in stored:
+        written = (tensor != 99).flatten(4).any(-1) if tensor.dim() == 5 else tensor != 99
+        slots = written.any(0).any(1).nonzero().tolist()  # [page, offset]
+        assert sorted(slots) == sorted([page, 0] for page in {*own, pool.spare_page})
+    assert pool.spare_page not in own and len(own) == 5 * sum(pool.layout.rows)
+
+
+def test_the_spare_page_is_never_handed_out(demo: LLM) -> None:
+    pool = engine(demo, n_pages=100, max_model_len=64).pool
+    rows = pool.layout.rows[0]
+    taken = [page for i in range(100 // rows) for page in pool.allocate(0, i).pages]
+    assert sorted(taken) == list(range(100)) and pool.spare_page == 100
+    assert pool.keys.shape[1] == 101
+
+
+def test_a_cpu_engine_has_no_graphs(demo: LLM) -> None:
+    assert engine(demo).decode is None
+
+
+@pytest.mark.parametrize("fault", ["cannot be captured", "computes wrong"])
+def test_steps_that_cannot_be_captured_or_come_out_wrong_run_plainly(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    class Graph:
+        """Replays nothing, so that what is left is what the bounds, taken as lengths, gave."""
+
+        def replay(self) -> None:
+            pass
+
+    def capture(*_: Any, **__: Any) -> Any:
+        if fault == "cannot be captured":
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    encoded = prompts(demo.tokenizer, 2)
+    expected = tokens_of(run(engine(demo), encoded, greedy()))
+    made = with_decode(engine(demo), capture=True)
+    with caplog.at_level(logging.WARNING, "octavo"):
+        assert tokens_of(run(made, encoded, greedy())) == expected
+    [record] = caplog.records
+    message = record.getMessage()
+    assert "\n" not in message and "do not run as CUDA graphs" in message
+    reason = "wrong" if fault == "computes wrong" else "not permitted"
+    assert reason in message
+
+
+def test_a_graph_is_captured_once_for_each_bucket_and_replayed(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replays: list[Bucket] = []
+    captured: list[Bucket] = []
+    lens: list[list[int]] = []
+    made = engine(demo)
+
+    class Graph:
+        """Replays by computing anew with the lengths that a device would have read."""
+
+        def replay(self) -> None:
+            assert isinstance(made.decode, DecodeGraphs)
+            bucket = next(
+                b for b, g in [*made.decode._graphs.items(), (captured[-1], self)] if g is self
+            )
+            replays.append(bucket)
+            _, positions, _ = made.decode._split(made.decode._inputs, bucket)
+            compute(made.decode, bucket, (positions + 1).tolist())
+
+    compute = DecodeGraphs._compute
+
+    def watched(self: DecodeGraphs, bucket: Bucket, kv_lens: list[int]) -> None:
+        lens.append(list(kv_lens))
+        captured.append(bucket)
+        compute(self, bucket, kv_lens)
+
+    monkeypatch.setattr(DecodeGraphs, "_compute", watched)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    encoded = [prompt[:20] for prompt in prompts(demo.tokenizer, 3)]
+    params = [greedy(10 + 7 * i) for i in range(3)]
+    expected = tokens_of(run(engine(demo), encoded, params))
+    with_decode(made, capture=True)
+    assert tokens_of(run(made, encoded, params)) == expected
+    # Each bucket is computed plainly, then with its bounds to warm up, then to be captured.
+    buckets = set(captured)
+    assert len(captured) == 3 * len(buckets) and len(buckets) > 1
+    for bucket, kv_lens in zip(captured[1::3], lens[1::3], strict=True):
+        assert kv_lens == [bucket.context] * bucket.size
+    assert set(replays) == buckets and len(replays) > 2 * len(buckets)

@@ -1,11 +1,10 @@
 """The operations on a GPU: by Triton where its kernels serve, else by PyTorch."""
 
+from octavo.kernels.cuda.attention import attention, paged_attention
 from octavo.kernels.plain import (
-    attention,
     linear,
     linear_w8a8,
     pack_w8a8,
-    paged_attention,
     quantize_per_token,
     rms_norm,
     rms_norm_quantize,

@@ -72,16 +72,19 @@ def _attend(
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
     q = q.contiguous()
     out = torch.empty_like(q)
-    call = AttentionCall(
-        q, out, pages, page_table.contiguous(), Lens.of(query_lens), Lens.of(kv_lens), window
-    )
+    lens = Lens.of(query_lens), Lens.of(kv_lens)
+    _launch(AttentionCall(q, out, pages, page_table.contiguous(), *lens, window))
+    return out
+
+
+def _launch(call: AttentionCall) -> None:
+    """Write call.out; both kernels get the whole batch and pass over what is not their own."""
     limit = decode.few_queries(call)
-    few = [n for n in query_lens if n <= limit]
+    few = [n for n in call.query_lens if n <= limit]
     if few:
         decode.launch(call, max(few), len(few))
-    if len(few) < len(query_lens):
+    if len(few) < len(call.query_lens):
         prefill.launch(call, more_than=max(few, default=0))
-    return out
 
 
 def _length(x: Tensor) -> Lens:

@@ -68,7 +68,8 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
 def block_sizes(operand: tl.dtype, n_rows: int) -> Blocks:
     """By what products are of, and the rows that there are."""
     rows = max(16, triton.next_power_of_2(n_rows))  # a product has 16 at least
-    return Blocks(rows, keys=16 if operand == tl.float32 else 64, warps=4, stages=3)
+    keys = 16 if operand == tl.float32 and not INTERPRETED else 64
+    return Blocks(rows, keys, warps=4, stages=3)
 
 
 def n_splits(n_programs: int, n_keys: int, device: torch.device) -> int:

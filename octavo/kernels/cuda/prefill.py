@@ -15,6 +15,7 @@ import triton.language as tl
 
 from octavo.kernels.cuda.call import AttentionCall, Blocks
 from octavo.kernels.cuda.key_loop import attend, first_seen_by, rows_of
+from octavo.kernels.cuda.launch import INTERPRETED
 
 _SEQUENCES = tl.constexpr(128)  # whose first blocks are looked at in one load
 
@@ -31,7 +32,8 @@ def launch(call: AttentionCall, more_than: int) -> None:
 
 def block_sizes(operand: tl.dtype) -> Blocks:
     """By what products are of."""
-    if operand == tl.float32:  # no tensor core: products are spelled out, in registers
+    # Without tensor cores a product is spelled out, in registers; the interpreter has it at once.
+    if operand == tl.float32 and not INTERPRETED:
         return Blocks(rows=16, keys=16, warps=4, stages=3)
     return Blocks(rows=128, keys=64, warps=8, stages=3)
 

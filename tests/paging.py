@@ -33,7 +33,8 @@ def by_library(isa: int, *batch: Any) -> Tensor:
 
 def by_triton(q: Tensor, pages: KVPages, page_table: Tensor, *rest: Any) -> Tensor:
     """By Triton's kernels, on a GPU or else in its interpreter; skips what they do not take."""
-    there = KVPages(*(None if tensor is None else tensor.to(DEVICE) for tensor in pages))
+    moved: Any = (None if tensor is None else tensor.to(DEVICE) for tensor in pages)
+    there = KVPages(*moved)
     if not cuda_attention.serves(q.to(DEVICE), there):
         pytest.skip("not by Triton")
     out = cuda_attention._attend(q.to(DEVICE), there, page_table.to(DEVICE), *rest)

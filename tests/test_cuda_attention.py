@@ -37,7 +37,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def mixed_batch(generator: torch.Generator) -> Batch:
     """Single tokens, guesses after a token, and chunks."""
-    query_lens, kv_lens = [1, 40, 5, 1, 17, 1], [70, 40, 9, 1, 66, 33]
+    query_lens, kv_lens = [1, 40, 6, 1, 17, 1], [70, 40, 9, 1, 66, 33]
     page_table = torch.randperm(120, generator=generator)[:108].view(6, 18)
     pages = KVPages(*(torch.randn(120, 2, 4, 32, generator=generator) for _ in range(2)))
     q = torch.randn(sum(query_lens), 6, 32, generator=generator)
@@ -59,24 +59,29 @@ def test_groups_of_any_size(group: int, longest_chunk: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01), (torch.int8, 0.01)]
+    ("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01), (torch.int8, 0.007)]
 )
 @pytest.mark.parametrize("window", [None, 1, 4, 5, 16, 17, 30])
 def test_windows_on_and_off_the_edges_of_pages_and_blocks(
     window: int | None, dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_blocks_of(monkeypatch, Blocks(rows=32, keys=16, warps=4, stages=2))
-    q, pages, *rest = mixed_batch(torch.Generator().manual_seed(1))
+    q, pages, *lists = mixed_batch(torch.Generator().manual_seed(1))
+    rest: Any = (*lists, window)
     if dtype == torch.int8:
         pages = quantised(pages)
     else:
         q, pages = q.to(dtype), KVPages(pages.keys.to(dtype), pages.values.to(dtype))
-    expected = paged.attention_reference(q, pages, *rest, window)
-    assert relative_error(by_triton(q, pages, *rest, window), expected) < limit
+    expected = paged.attention_reference(q, pages, *rest)
+    assert relative_error(by_triton(q, pages, *rest), expected) < limit
 
 
-def test_single_tokens_and_chunks_in_one_batch_read_and_write_their_own() -> None:
+@pytest.mark.parametrize("splits", [1, 4])
+def test_single_tokens_and_chunks_in_one_batch_read_and_write_their_own(
+    splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neighbours of q, and slots that none sees, are NaN; neighbours of the result stay."""
+    monkeypatch.setattr(decode, "n_splits", lambda *_: splits)
     for window in (None, 7):
         batch = mixed_batch(torch.Generator().manual_seed(2))
         expected = paged.attention_reference(*batch, window)
@@ -132,7 +137,7 @@ def test_where_the_host_knows_bounds_alone_the_devices_lengths_count(
     page_table = torch.randperm(90, generator=generator)[:75].repeat(4, 8)
     page_table[0] = page_table[0].roll(11)
     seen = [0, 2, 3]
-    batch: Any = (q[seen], pages, page_table[seen], [1] * 3, [kv_lens[i] for i in seen])
+    batch: Batch = (q[seen], pages, page_table[seen], [1] * 3, [kv_lens[i] for i in seen])
     expected = paged.attention_reference(*batch, window)
     poison_all_but(batch, window, NAN)
     bounds = Lens([2000] * 4, torch.tensor(kv_lens, dtype=torch.int32, device=DEVICE))

@@ -22,6 +22,7 @@ from tests.paging import (
     PAGE,
     TRITON,
     Attend,
+    by_triton,
     long_sequence,
     poison_all_but,
     random_batch,
@@ -73,6 +74,8 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 def test_head_sizes_and_bf16(attend: Attend, head_dim: int) -> None:
     generator = torch.Generator().manual_seed(6)
+    # Triton's interpreter cuts off bits where a GPU rounds.
+    atol = 2**-7 if attend is by_triton else 2**-8
     for longest_chunk in (1, 20):
         q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
         halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
@@ -80,7 +83,7 @@ def test_head_sizes_and_bf16(attend: Attend, head_dim: int) -> None:
         expected = paged.attention_reference(*batch)
         result = attend(*batch)
         assert result.dtype == torch.bfloat16
-        assert torch.allclose(result.float(), expected.float(), atol=2**-8, rtol=2**-7)
+        assert torch.allclose(result.float(), expected.float(), atol=atol, rtol=2**-7)
 
 
 @attend_every

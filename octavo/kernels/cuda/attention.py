@@ -107,13 +107,8 @@ def _is_right(q_dtype: torch.dtype, kv_dtype: torch.dtype, head_dim: int) -> boo
     pages = KVPages(keys.to(DEVICE, kv_dtype), values.to(DEVICE, kv_dtype))
     if kv_dtype == torch.int8:
         (k, k_scales), (v, v_scales) = (quantize_kv(x.flatten(0, 1)) for x in (keys, values))
-        in_int8 = (
-            k.view_as(keys),
-            v.view_as(keys),
-            k_scales.view(24, 2, 16),
-            v_scales.view(24, 2, 16),
-        )
-        pages = KVPages(*(x.to(DEVICE) for x in in_int8))
+        scales = (scale.view(24, 2, 16).to(DEVICE) for scale in (k_scales, v_scales))
+        pages = KVPages(k.view_as(keys).to(DEVICE), v.view_as(keys).to(DEVICE), *scales)
     page_table = torch.randperm(24, generator=generator)[:20].expand(2, 20).to(DEVICE)
     error = 0.02 if kv_dtype == torch.int8 else 0.01 if q_dtype.itemsize == 2 else 1e-5
     for window in (None, 270):

@@ -158,7 +158,7 @@ def attend(
 @triton.jit
 def _as(OPERAND: tl.constexpr, x: typing.Any) -> typing.Any:
     """x in that dtype."""
-    if _INTERPRETED:  # which turns fp32 into bf16, and nothing else
+    if _INTERPRETED:  # which makes bf16 of fp32 alone (and cuts bits off, where a GPU rounds)
         x = x.to(tl.float32)
     return x.to(OPERAND)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from octavo.kernels import paged
 from octavo.kernels.cpu import attention, library
+from octavo.kernels.cuda import attention as cuda_attention
+from octavo.kernels.cuda.launch import DEVICE
 from octavo.kernels.kv_pages import KVPages, quantize_kv
 
 PAGE = 4
@@ -29,11 +31,22 @@ def by_library(isa: int, *batch: Any) -> Tensor:
     return attention._attend(isa, *batch)
 
 
+def by_triton(q: Tensor, pages: KVPages, page_table: Tensor, *rest: Any) -> Tensor:
+    """By Triton's kernels, on a GPU or else in its interpreter; skips what they do not take."""
+    moved: Any = (None if tensor is None else tensor.to(DEVICE) for tensor in pages)
+    there = KVPages(*moved)
+    if not cuda_attention.serves(q.to(DEVICE), there):
+        pytest.skip("not by Triton")
+    out = cuda_attention._attend(q.to(DEVICE), there, page_table.to(DEVICE), *rest)
+    return out.to(q.device)
+
+
 # `emulated` does what AVX-512 does to int8 and bf16, and nothing else.
 INT8_NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)}
 NATIVE = {name: attend for name, attend in INT8_NATIVE.items() if name != "emulated"}
 ATTEND = {"torch": paged.attention} | NATIVE
 INT8_ATTEND = {"torch": paged.attention} | INT8_NATIVE
+TRITON = {"triton": by_triton}  # slow in the interpreter: not in every test
 
 
 def random_batch(

@@ -16,6 +16,7 @@ from octavo.kernels.kv_pages import KVPages
 from tests.paging import (
     INT8_ATTEND,
     INT8_NATIVE,
+    TRITON,
     Attend,
     long_sequence,
     poison_all_but,
@@ -24,6 +25,10 @@ from tests.paging import (
 )
 
 attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_ATTEND.keys())
+EVERY = INT8_ATTEND | TRITON
+attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())
+INT8_PRODUCTS = INT8_NATIVE | TRITON
+product_each = pytest.mark.parametrize("attend", INT8_PRODUCTS.values(), ids=INT8_PRODUCTS.keys())
 native_each = pytest.mark.parametrize("attend", INT8_NATIVE.values(), ids=INT8_NATIVE.keys())
 
 
@@ -47,7 +52,7 @@ def test_it_is_close_to_its_definition(
         assert relative_error(attend, q, quantised(pages), *rest, window) < 0.01
 
 
-@attend_each
+@attend_every
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_head_sizes_and_dtypes_of_queries(
@@ -75,7 +80,7 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
     assert relative_error(attend, 2 * q, quantised(pages), *rest, window) < 0.02
 
 
-@attend_each
+@attend_every
 def test_scales_far_apart(attend: Attend) -> None:
     """One loud token among quiet ones: what the quiet ones say is not lost in its rounding."""
     generator = torch.Generator().manual_seed(9)
@@ -89,7 +94,7 @@ def test_scales_far_apart(attend: Attend) -> None:
     assert relative_error(attend, q, quantised(KVPages(keys, values)), *rest, None) < limit
 
 
-@native_each
+@product_each
 @pytest.mark.parametrize("window", [None, 6])
 def test_it_reads_no_other_slot(attend: Attend, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -118,7 +123,7 @@ def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) 
         torch.set_num_threads(n_threads)
 
 
-@native_each
+@product_each
 @pytest.mark.parametrize("what", ["query", "key scale", "value scale"])
 def test_a_nan_is_not_rounded_away(attend: Attend, what: str) -> None:
     for longest_chunk in (1, 30):

@@ -20,13 +20,17 @@ from tests.paging import (
     INT8_NATIVE,
     NATIVE,
     PAGE,
+    TRITON,
     Attend,
+    by_triton,
     long_sequence,
     poison_all_but,
     random_batch,
 )
 
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
+EVERY = ATTEND | TRITON
+attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())
 
 
 @attend_each
@@ -65,22 +69,24 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
 
 
 @pytest.mark.parametrize(
-    "attend", (ATTEND | {"emulated": INT8_NATIVE["emulated"]}).values(), ids=[*ATTEND, "emulated"]
+    "attend", (EVERY | {"emulated": INT8_NATIVE["emulated"]}).values(), ids=[*EVERY, "emulated"]
 )
-def test_head_sizes_and_bf16(attend: Attend) -> None:
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+def test_head_sizes_and_bf16(attend: Attend, head_dim: int) -> None:
     generator = torch.Generator().manual_seed(6)
-    for head_dim in (32, 64, 96, 128):
-        for longest_chunk in (1, 20):
-            q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
-            halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
-            batch: Any = (q.bfloat16(), halved, *rest, 25)
-            expected = paged.attention_reference(*batch)
-            result = attend(*batch)
-            assert result.dtype == torch.bfloat16
-            assert torch.allclose(result.float(), expected.float(), atol=2**-8, rtol=2**-7)
+    # Triton's interpreter cuts off bits where a GPU rounds.
+    atol = 2**-7 if attend is by_triton else 2**-8
+    for longest_chunk in (1, 20):
+        q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
+        halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
+        batch: Any = (q.bfloat16(), halved, *rest, 25)
+        expected = paged.attention_reference(*batch)
+        result = attend(*batch)
+        assert result.dtype == torch.bfloat16
+        assert torch.allclose(result.float(), expected.float(), atol=atol, rtol=2**-7)
 
 
-@attend_each
+@attend_every
 def test_scores_that_overflow_an_exponential(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(7)
     for longest_chunk in (1, 40):
@@ -129,8 +135,8 @@ def test_the_definition_is_attention_over_the_tokens_in_order() -> None:
 @pytest.mark.parametrize(
     ("attend", "poison"),
     # In PyTorch a probability of 0 times NaN is NaN.
-    [(paged.attention, 1e9), *((each, float("nan")) for each in NATIVE.values())],
-    ids=ATTEND.keys(),
+    [(paged.attention, 1e9), *((each, float("nan")) for each in (NATIVE | TRITON).values())],
+    ids=EVERY.keys(),
 )
 def test_it_reads_no_other_slot(attend: Attend, poison: float, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
@@ -141,7 +147,7 @@ def test_it_reads_no_other_slot(attend: Attend, poison: float, window: int | Non
         assert torch.equal(before, attend(*batch, window))
 
 
-@attend_each
+@attend_every
 def test_queries_and_pages_of_different_dtypes(attend: Attend) -> None:
     generator = torch.Generator().manual_seed(12)
     for longest_chunk in (1, 20):

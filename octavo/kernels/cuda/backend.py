@@ -1,6 +1,7 @@
 """The operations on a GPU: by Triton where its kernels serve, else by PyTorch."""
 
 from octavo.kernels.cuda.append import rotary_append
+from octavo.kernels.cuda.attention import attention, paged_attention
 from octavo.kernels.cuda.quantize import (
     quantize_per_token,
     rms_norm,
@@ -9,7 +10,7 @@ from octavo.kernels.cuda.quantize import (
     silu_mul_quantize,
 )
 from octavo.kernels.cuda.w8a8 import linear_w8a8
-from octavo.kernels.plain import attention, linear, pack_w8a8, paged_attention
+from octavo.kernels.plain import linear, pack_w8a8
 
 __all__ = [
     "attention",

@@ -114,6 +114,7 @@ class Transformer(nn.Module):
         attention_pattern: str | None = None,
         softmax_fp32: bool = True,
         pack: bool = True,
+        device: torch.device | str | None = None,
     ) -> Transformer:
         """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
 
@@ -124,21 +125,26 @@ class Transformer(nn.Module):
             softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
                 which costs no memory here since it is taken in blocks.
             pack: whether int8 weights are brought into the form that is fast here, as `pack` does.
+            device: where the weights go, a module at a time; None is the CPU.
 
         Raises:
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        return cls.from_checkpoint(checkpoint, dtype, pack)
+        return cls.from_checkpoint(checkpoint, dtype, pack, device)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, dtype: torch.dtype | str | None = None, pack: bool = True
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | str | None = None,
+        pack: bool = True,
+        device: torch.device | str | None = None,
     ) -> Transformer:
-        """Load an opened checkpoint; weights that need no change stay memory-mapped."""
+        """Load an opened checkpoint; on a CPU, weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        load_weights(model, checkpoint, dtype, pack)
+        load_weights(model, checkpoint, dtype, pack, device)
         return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:

@@ -166,9 +166,10 @@ def test_every_tensor_goes_to_the_device_once_as_it_will_run(
     tmp_path: Path, write: Callable[..., Path], tied: bool, dtype: torch.dtype | None
 ) -> None:
     write(tmp_path, small_config(tied_embeddings=tied), shards=2, dtype=torch.bfloat16)
-    expected = open_checkpoint(tmp_path).load(dtype)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = checkpoint.load(dtype)
     with Elsewhere() as elsewhere:
-        model = Transformer.from_folder(tmp_path, dtype=dtype, device="meta")
+        model = Transformer.from_checkpoint(checkpoint, dtype, device=torch.device("meta"))
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
     assert (model.output.weight is model.tok_embeddings.weight) == tied
     assert len(elsewhere.copied) == len(expected)
@@ -195,7 +196,7 @@ def test_for_another_device_all_is_read_ahead_by_several_threads(
         read.update(info.name for info in tensors)
 
     monkeypatch.setattr(loading, "read_ahead", read_together)
-    Transformer.from_checkpoint(checkpoint, device="meta")
+    Transformer.from_checkpoint(checkpoint, device=torch.device("meta"))
     assert read == {info.name for info in checkpoint.tensors.values()}
 
 

@@ -38,16 +38,24 @@ print(status("VmHWM") - before)
 # memory of its own.
 LOAD_ELSEWHERE = """
 import sys
+from pathlib import Path
+import torch
 from octavo import Transformer
+from octavo.checkpoint import open_checkpoint
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
-Transformer.from_folder(sys.argv[1], dtype="float32", device="meta")
+def load(folder):
+    Transformer.from_checkpoint(
+        open_checkpoint(Path(folder)), torch.float32, device=torch.device("meta")
+    )
+
+load(sys.argv[1])
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
-Transformer.from_folder(sys.argv[2], dtype="float32", device="meta")
+load(sys.argv[2])
 print(status("VmHWM") - before)
 """
 

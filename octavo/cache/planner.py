@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 
 from octavo.cache.layout import CacheLayout
 from octavo.config import ModelConfig
+from octavo.device import CPU
 from octavo.errors import ConfigError
 
 SHARE_OF_FREE = 0.9  # of the free memory that is taken by default
 RUNTIME_BYTES = 400 * 2**20  # Python, PyTorch, their thread pools, the tokenizer
+# On a GPU: CUDA's context, kernels and cuBLAS's workspaces, captured graphs, what lies idle between
+# the allocator's blocks. An estimate.
+DEVICE_RUNTIME_BYTES = 768 * 2**20
 FP32 = 4
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -79,6 +84,7 @@ def plan_cache(
     max_model_len: int | None,
     max_num_seqs: int,
     chunk: int,
+    device: torch.device = CPU,
 ) -> CachePlan:
     """Share out a memory budget.
 
@@ -91,12 +97,13 @@ def plan_cache(
             much of it as fits.
         max_num_seqs: answers in the making at once.
         chunk: tokens of one forward pass.
+        device: whose memory it is.
 
     Raises:
         ConfigError: not even the weights fit, or no sequence of max_model_len; with the figures
             that would.
     """
-    working = working_bytes(config, max_num_seqs, chunk)
+    working = working_bytes(config, max_num_seqs, chunk, device)
     fixed = weight_bytes + working
     wanted = max_model_len or config.max_seq_len
     needed = layout.pages_needed(wanted, min(chunk, wanted))
@@ -138,22 +145,32 @@ def longest_fitting(layout: CacheLayout, n_pages: int, chunk: int) -> int:
     return low
 
 
-def working_bytes(config: ModelConfig, max_num_seqs: int, chunk: int) -> int:
-    """Bytes beside weights and cache: the program, and one forward pass; an upper estimate."""
+def working_bytes(
+    config: ModelConfig, max_num_seqs: int, chunk: int, device: torch.device = CPU
+) -> int:
+    """Bytes beside weights and cache: the program, and one forward pass; an upper estimate.
+
+    What the program takes of the host's memory counts where the model runs there.
+    """
+    runtime = RUNTIME_BYTES if device.type == "cpu" else DEVICE_RUNTIME_BYTES
     widest = max(config.hidden_dim, config.n_heads * config.head_dim, config.dim)
     activations = chunk * (6 * widest + 4 * config.dim) * FP32
     logits = 4 * max_num_seqs * config.vocab_size * FP32
     attention = 128 * 2**20
-    return RUNTIME_BYTES + activations + logits + attention
+    return runtime + activations + logits + attention
 
 
-def default_memory() -> int:
+def default_memory(device: torch.device = CPU) -> int:
     """The budget where none was given: most of what is free."""
-    return int(free_bytes() * SHARE_OF_FREE)
+    return int(free_bytes(device) * SHARE_OF_FREE)
 
 
-def free_bytes() -> int:
-    """Memory that can be had without swapping, within the limit of a container."""
+def free_bytes(device: torch.device = CPU) -> int:
+    """Memory that can be had: on a CPU without swapping, within the limit of a container."""
+    if device.type == "cuda":
+        # What PyTorch's allocator keeps for later is not free to others, and is to this process.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.read_ahead import read_ahead
 from octavo.checkpoint.tensors import TensorInfo
+from octavo.device import CPU
 from octavo.model.linear import LinearW8A8, pack_linears
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def load_weights(
     checkpoint: Checkpoint,
     dtype: torch.dtype | str | None = None,
     pack: bool = True,
-    device: torch.device | str | None = None,
+    device: torch.device = CPU,
 ) -> None:
     """Give every module of a model its tensors on the device it is to run on; pack int8 weights.
 
@@ -51,13 +52,12 @@ def load_weights(
         checkpoint: any.
         dtype: of the floating-point weights; None or "auto" keeps the file's.
         pack: whether modules are packed, each on its device.
-        device: where the weights go; None is the CPU.
+        device: where the weights go.
 
     Raises:
         ConfigError: a dtype that is none.
         CheckpointError: a file that has gone or changed since it was opened.
     """
-    device = torch.device(device or "cpu")
     on_host = device.type == "cpu"
     modules = [(name, module) for name, module in model.named_modules() if _owns_tensors(module)]
     whole = {name for name, m in modules if not on_host or (pack and isinstance(m, LinearW8A8))}

@@ -13,6 +13,7 @@ from octavo import kernels
 from octavo.cache import CacheLayout, PagedBatch, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
+from octavo.device import CPU, choose_device
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
 from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
@@ -114,7 +115,7 @@ class Transformer(nn.Module):
         attention_pattern: str | None = None,
         softmax_fp32: bool = True,
         pack: bool = True,
-        device: torch.device | str | None = None,
+        device: torch.device | str = CPU,
     ) -> Transformer:
         """Load a checkpoint in Mistral's or Hugging Face's layout; no tokenizer is needed.
 
@@ -124,14 +125,14 @@ class Transformer(nn.Module):
             attention_pattern: as in `AttentionPattern.parse`, in place of the checkpoint's own.
             softmax_fp32: accepted for mistral-inference's callers; the softmax is always in fp32,
                 which costs no memory here since it is taken in blocks.
-            pack: whether int8 weights are brought into the form that is fast here, as `pack` does.
-            device: where the weights go, a module at a time; None is the CPU.
+            pack: whether int8 weights are brought into the form that is fast there, as `pack` does.
+            device: where it runs, as in `choose_device`.
 
         Raises:
             CheckpointError, ConfigError: with the file and tensor at fault.
         """
         checkpoint = open_checkpoint(resolve_model(path), attention_pattern=attention_pattern)
-        return cls.from_checkpoint(checkpoint, dtype, pack, device)
+        return cls.from_checkpoint(checkpoint, dtype, pack, choose_device(device))
 
     @classmethod
     def from_checkpoint(
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
         checkpoint: Checkpoint,
         dtype: torch.dtype | str | None = None,
         pack: bool = True,
-        device: torch.device | str | None = None,
+        device: torch.device = CPU,
     ) -> Transformer:
         """Load an opened checkpoint; on a CPU, weights that need no change stay memory-mapped."""
         with torch.device("meta"):

@@ -177,7 +177,8 @@ class LinearQuantizer:
     def _probe(self, inputs: Rows) -> Tensor:
         """At most about PROBE_TOKENS held-out rows, spread evenly over all of them."""
         stride = -(-sum(chunk.n_tokens for chunk in self.held_out) // PROBE_TOKENS)
-        return torch.cat([inputs(chunk)[::stride] for chunk in self.held_out])
+        # Copies: a view would keep the whole chunk until all are there.
+        return torch.cat([inputs(chunk)[::stride].clone() for chunk in self.held_out])
 
     def _smooth(
         self,

@@ -17,6 +17,7 @@ from octavo import kernels
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model, writer
 from octavo.checkpoint.checkpoint import parse_dtype
 from octavo.config import parse_bytes
+from octavo.device import choose_device
 from octavo.engine.generate import generate
 from octavo.errors import ConfigError, QuantizeError, is_out_of_memory
 from octavo.model.streamed import streamed_transformer
@@ -82,11 +83,11 @@ def quantize(
         sample_prompt: a text that the quantised model goes on with at the end; None for none.
         tokenizer: a tokenizer file, in place of the model's own.
         attention_pattern: such as `128k,32k,32k,32k`, in place of the model's own.
-        device: `auto`, `cpu` or `cuda`, where layers are computed.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`, where layers are computed.
         dtype: of the computation; `auto` is the checkpoint's where the processor is fast in it,
             else float32. The output has the checkpoint's, whatever this is.
         max_memory: bytes the process may take, or a text such as `8G`; activations past it are
-            left on disk.
+            left on disk. On a GPU its memory and the host's may each take as much.
         on_progress: called with the steps done, parts of one included, and how many there are:
             the embedding, each layer, the head.
 
@@ -107,7 +108,7 @@ def quantize(
         inner_smoothing,
     )
     budget = parse_bytes(max_memory, "max_memory")
-    where = _device(device)
+    where = choose_device(device)
     source = resolve_model(model_id)
     checkpoint = open_checkpoint(source, attention_pattern=attention_pattern)
     if checkpoint.config.quantization is not None:
@@ -199,20 +200,6 @@ def _complete(run: StreamingQuantizer, tokenizer: Tokenizer) -> int:
     special_ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     writer.write_config(folder, run.config, checkpoint.dtype, run.recipe.ignore, special_ids)
     return n_bytes
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: {device!r} cannot be used ({reason}); try cpu") from None
-    if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {device!r} is none of auto, cpu, cuda")
-    return found
 
 
 def _compute_dtype(

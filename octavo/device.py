@@ -1,0 +1,47 @@
+"""Where a model runs: the device by its name, and how the host hands it things without waiting."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of this name; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device, or none that can be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: {str(name)!r} cannot be used ({reason}); try cpu") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {str(name)!r} is none of auto, cpu, cuda, cuda:1 and so on")
+    return found
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """While it lasts, kernels that this thread starts go to this GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor there. From the host to a GPU it is copied in the GPU's own time.
+
+    The copy is from pinned memory and takes its place in the GPU's queue; from other memory the
+    host would wait until the GPU has done all that it was given before.
+    """
+    if tensor.is_cpu and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

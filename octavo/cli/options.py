@@ -29,6 +29,7 @@ MaxModelLen = Annotated[
         "--max-model-len", "--max_model_len", help="Tokens of prompt and answer: 32768 or 32k."
     ),
 ]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
 Pattern = Annotated[
     str | None,

@@ -134,7 +134,7 @@ class Benchmark:
         last = min(LAST_PROMPT, self.options.context // 2)
         return self._bench(
             batch=batch, context=self.options.context - last, prompt=last,
-            decode=self.options.steps,
+            decode=self.options.steps, rounds=1,
         )  # fmt: skip
 
     def prefill(self) -> Result:

@@ -246,7 +246,8 @@ class LinearQuantizer:
         """A linear that the recipe ignores, with its weight as it goes to disk."""
         weight = weight.to(self.dtype)
         self.tensors[name] = {"weight": weight}
-        kept = Linear(weight.shape[1], weight.shape[0])
+        with torch.device("meta"):
+            kept = Linear(weight.shape[1], weight.shape[0])
         kept.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
         return kept
 

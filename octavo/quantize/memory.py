@@ -110,16 +110,15 @@ def _group_bytes(rows: list[int], n_inputs: int, dtype: torch.dtype, smoothed: b
     most, hessian = max(rows), n_inputs**2 * FP32
     probe = PROBE_TOKENS * n_inputs * (dtype.itemsize + FP32)
     outputs = PROBE_TOKENS * (sum(rows) + 3 * most) * FP32  # exact; by integers, and the difference
-    weights = sum(rows) * n_inputs * (FP32 + 1)  # in fp32, and as they go to disk
+    weights = sum(rows) * n_inputs * (FP32 + 1)  # in fp32, and rounded
     held = hessian + 2 * _sample_bytes(n_inputs, dtype) + probe + outputs + weights
-    rounded = most * n_inputs
     slab = n_inputs * min(most, gptq.SLAB) * FP32
     trial = most * n_inputs * FP32 + 3 * _sample_bytes(n_inputs, torch.float32) if smoothed else 0
     steps = (
-        trial + rounded + 2 * n_inputs * min(most, grid.SLAB) * FP32,
+        trial + 2 * n_inputs * min(most, grid.SLAB) * FP32,
         3 * hessian,  # put in order, by rows and by columns, and factorised
-        hessian + 4 * slab + rounded,
-        hessian + 6 * n_inputs * min(most, gptq.COMPARED, grid.SLAB) * FP32 + rounded,
+        hessian + 4 * slab,
+        hessian + 6 * n_inputs * min(most, gptq.COMPARED, grid.SLAB) * FP32,
     )
     return held + max(steps)
 
@@ -137,11 +136,11 @@ def _head_bytes(config: ModelConfig, dtype: torch.dtype, chunk_tokens: int) -> i
         as_it_will_be = n_outputs * n_inputs * 2
         outputs = PROBE_TOKENS * n_outputs * FP32
         quantising = n_outputs * n_inputs * FP32 + as_it_will_be + outputs
-    # A chunk in the norm before the head, and the probe.
-    chunk = (6 * chunk_tokens + 2 * PROBE_TOKENS) * n_inputs * FP32
+    # A chunk in the norm before the head, and the rows on which errors are measured.
+    observing = (6 * chunk_tokens + n_inputs + 2 * PROBE_TOKENS) * n_inputs * FP32
     # Both heads' logits, their distributions, and what is made of them.
     comparing = LOGIT_ROWS * n_outputs * (2 * FP32 + 6 * FP64) + HEAD_ROWS * n_inputs * FP32
-    return original + max(quantising + chunk, as_it_will_be + comparing)
+    return original + max(observing, quantising, as_it_will_be + comparing)
 
 
 def _sample_bytes(n_inputs: int, dtype: torch.dtype) -> int:

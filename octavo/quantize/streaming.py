@@ -179,7 +179,8 @@ class StreamingQuantizer:
         norm = norm.to(self.device)
         tied = self.config.tied_embeddings
         [head_weight] = self._load("tok_embeddings." if tied else "output.").values()
-        original = Linear(self.config.dim, self.config.vocab_size)
+        with torch.device("meta"):
+            original = Linear(self.config.dim, self.config.vocab_size)
         original.weight = nn.Parameter(head_weight.to(self.device), requires_grad=False)
         heads = nn.ModuleDict({"output": original})
         tensors = {name: weight}

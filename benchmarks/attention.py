@@ -24,10 +24,11 @@ from torch import Tensor
 from benchmarks.common import make_parser, write_json
 from octavo import kernels
 from octavo.bench.context import fill
+from octavo.bench.machine import measure_machine
 from octavo.bench.random_model import DTYPE, RandomBlocks
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint.ministral import MINISTRAL_8B
-from octavo.kernels.cpu import machine
+from octavo.device import choose_device
 
 CONFIG = replace(MINISTRAL_8B, n_layers=1, windows=(None,))
 HEADS, KV_HEADS, HEAD_DIM = CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
@@ -41,12 +42,14 @@ def main() -> None:
         rows = [row for kv in options.kv for row in measure(kv, options)]
         if not options.no_sdpa:
             rows += measure_sdpa(options)
-    int8 = machine.int8_operations_per_second()
+    machine = measure_machine(options.device)
     result: Row = {
         "rows": rows,
         "threads": torch.get_num_threads(),
-        "machine_read_gb_s": machine.read_bytes_per_second() / 1e9,
-        "machine_int8_tops": None if int8 is None else int8 / 1e12,
+        "device": str(options.device),
+        "machine_read_gb_s": machine.read_gb_s,
+        "machine_int8_tops": machine.int8_tops,
+        "machine_bf16_tflops": machine.bf16_tflops,
     }
     print("| attention | queries | keys | window | TFLOP/s | GB/s of keys and values |")
     print("| --- " * 6 + "|")
@@ -57,8 +60,10 @@ def main() -> None:
             f"| {row['tflop_s']:.3f} | {row['gb_s']:.1f} |"
         )
     print(
-        f"\n{result['threads']} threads; the machine reads {result['machine_read_gb_s']:.1f} GB/s "
-        + ("" if int8 is None else f"and does {int8 / 1e12:.2f} int8 TOPS")
+        f"\n{options.device}, {result['threads']} threads; the machine reads "
+        f"{machine.read_gb_s:.1f} GB/s"
+        + ("" if machine.int8_tops is None else f", does {machine.int8_tops:.2f} int8 TOPS")
+        + ("" if machine.bf16_tflops is None else f" and {machine.bf16_tflops:.1f} bf16 TFLOP/s")
     )
     write_json(result, options.json)
 
@@ -73,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=131_072, help="keys of the one query")
     parser.add_argument("--seconds", type=float, default=3.0, help="to repeat each measurement")
     parser.add_argument("--no-sdpa", action="store_true", help="leave PyTorch's out")
+    parser.add_argument("--device", default="cpu", type=choose_device, help="cpu or cuda")
     return parser.parse_args()
 
 
@@ -89,11 +95,12 @@ def measure(kv: str, options: argparse.Namespace) -> Iterator[Row]:
     layout = CacheLayout.of(CONFIG, kv_dtype(kv, DTYPE))
     token_bytes = layout.page_bytes // layout.page_size
     for n_queries, n_keys, window in cases(options):
-        pool = PagePool(layout, layout.n_blocks(n_keys))
+        pool = PagePool(layout, layout.n_blocks(n_keys), options.device)
         cache = RaggedCache(pool)
-        fill(cache, n_keys, n_keys, RandomBlocks(0))
+        fill(cache, n_keys, n_keys, RandomBlocks(0, options.device))
         pages, table = pool.layer(0), cache.tables[0].ids[:, : cache.tables[0].stop]
-        q = torch.randn(n_queries, HEADS, HEAD_DIM).to(DTYPE)
+        table = table.to(options.device)
+        q = torch.randn(n_queries, HEADS, HEAD_DIM, device=options.device).to(DTYPE)
 
         def run(
             q: Tensor = q, pages: Any = pages, table: Tensor = table, n_keys: int = n_keys,
@@ -101,16 +108,19 @@ def measure(kv: str, options: argparse.Namespace) -> Iterator[Row]:
         ) -> object:  # fmt: skip
             return kernels.paged_attention(q, pages, table, [len(q)], [n_keys], window)
 
-        seconds = best_seconds(run, options.seconds)
+        seconds = best_seconds(run, options)
         yield row_of(f"octavo, {kv} KV", n_queries, n_keys, window, seconds, token_bytes)
 
 
 def measure_sdpa(options: argparse.Namespace) -> Iterator[Row]:
     """PyTorch's, over contiguous keys and values."""
     for n_queries, n_keys, window in cases(options):
-        q = torch.randn(1, HEADS, n_queries, HEAD_DIM).to(DTYPE)
-        k, v = (torch.randn(1, KV_HEADS, n_keys, HEAD_DIM).to(DTYPE) for _ in range(2))
-        behind = torch.arange(n_keys - n_queries, n_keys)[:, None] - torch.arange(n_keys)
+        device = options.device
+        q = torch.randn(1, HEADS, n_queries, HEAD_DIM, device=device).to(DTYPE)
+        shape = (1, KV_HEADS, n_keys, HEAD_DIM)
+        k, v = (torch.randn(shape, device=device).to(DTYPE) for _ in range(2))
+        positions = torch.arange(n_keys, device=device)
+        behind = positions[n_keys - n_queries :, None] - positions
         mask = (behind >= 0) & (behind < (window or n_keys))
 
         def run(
@@ -119,7 +129,7 @@ def measure_sdpa(options: argparse.Namespace) -> Iterator[Row]:
         ) -> object:  # fmt: skip
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
-        seconds = best_seconds(run, options.seconds)
+        seconds = best_seconds(run, options)
         token_bytes = 2 * KV_HEADS * HEAD_DIM * DTYPE.itemsize
         yield row_of("PyTorch, bf16", n_queries, n_keys, window, seconds, token_bytes)
 
@@ -143,13 +153,16 @@ def row_of(
     }
 
 
-def best_seconds(run: Callable[[], object], at_most: float) -> float:
-    """The fastest of as many runs as fit into some seconds, at least two."""
+def best_seconds(run: Callable[[], object], options: argparse.Namespace) -> float:
+    """The fastest of as many runs as fit into `--seconds`, at least two."""
+    wait = torch.get_device_module(options.device).synchronize
     run()
+    wait()
     best, n_runs, started = float("inf"), 0, time.perf_counter()
-    while n_runs < 2 or time.perf_counter() - started < at_most:
+    while n_runs < 2 or time.perf_counter() - started < options.seconds:
         before = time.perf_counter()
         run()
+        wait()
         best, n_runs = min(best, time.perf_counter() - before), n_runs + 1
     return best
 

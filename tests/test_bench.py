@@ -29,11 +29,24 @@ from tests.test_cli import Capsys, fails, run
 
 CONFIG = small_config((None, 8, 8, 8))
 MEASURED: dict[str, type] = {
-    "prefill_tok_s": float, "decode_tok_s": float, "prefill_s": float, "decode_step_s": float,
-    "decode_step_min_s": float, "time_to_first_token_s": float, "peak_rss_bytes": int,
-    "weights_bytes": int, "kv_bytes": int, "read_gb_s": float, "machine_read_gb_s": float,
-    "machine_int8_tops": float, "versions": dict, "threads": int, "layers": int,
-}  # fmt: skip
+    "prefill_tok_s": float,
+    "decode_tok_s": float,
+    "prefill_s": float,
+    "decode_step_s": float,
+    "decode_step_min_s": float,
+    "time_to_first_token_s": float,
+    "peak_rss_bytes": int,
+    "weights_bytes": int,
+    "kv_bytes": int,
+    "read_gb_s": float,
+    "machine_read_gb_s": float,
+    "machine_int8_tops": float,
+    "versions": dict,
+    "threads": int,
+    "layers": int,
+    "device": str,
+}
+ON_A_GPU_ONLY = {"peak_device_bytes", "machine_bf16_tflops", "device_name"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +63,8 @@ def shape(tmp_path: Path) -> Path:
 
 
 def settings(**options: Any) -> BenchSettings:
-    return BenchSettings(**{"prompt": 20, "decode": 3} | options)
+    given: dict[str, Any] = {"prompt": 20, "decode": 3, "device": "cpu"}
+    return BenchSettings(**given | options)
 
 
 def test_json_has_every_figure_and_every_setting(shape: Path, capsys: Capsys) -> None:
@@ -62,10 +76,12 @@ def test_json_has_every_figure_and_every_setting(shape: Path, capsys: Capsys) ->
     assert code == 0 and out.count("\n") == 1
     for name, kind in MEASURED.items():
         assert type(values[name]) is kind, name
-        assert kind in (dict, int) or 0 < values[name] < math.inf, name
-    assert set(values) - set(MEASURED) == set(BenchSettings.__dataclass_fields__) - {
-        "layers", "threads"
-    }  # fmt: skip
+        assert kind in (dict, int, str) or 0 < values[name] < math.inf, name
+    assert all(values[name] is None for name in ON_A_GPU_ONLY)
+    assert set(values) - set(MEASURED) - ON_A_GPU_ONLY == set(
+        BenchSettings.__dataclass_fields__
+    ) - {"layers", "threads", "device"}
+    assert values["device"] == "cpu"
     assert values["layers"] == 2 and values["threads"] == 1 and values["context"] == 30
     assert set(values["versions"]) == {"octavo", "torch", "python"}
     assert values["decode_step_min_s"] <= values["decode_step_s"]
@@ -90,6 +106,7 @@ def test_without_json_there_is_a_table(shape: Path, capsys: Capsys) -> None:
         (["--prompt", "long"], "--prompt: 'long' is not a size"),
         (["--decode", 0], "--decode: 0 is not a positive number"),
         (["--threads", -1], "--threads: -1 is not a positive number"),
+        (["--device", "tpu"], "device: 'tpu' cannot be used"),
         (["--context", 250], "--context 250, --prompt 512 and --decode 32 make 794 tokens, more"),
     ],
 )
@@ -100,11 +117,11 @@ def test_a_users_mistake_is_one_line(
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda: 4 * 10**9)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4 * 10**9)
     monkeypatch.setattr("octavo.bench.measure.random_model", lambda *_: pytest.fail("was made"))
     words = r"weights take 9\.\d+ GB, the KV cache .*; 4\.00 GB are free: take fewer --layers"
     with pytest.raises(ConfigError, match=words):
-        run_bench(BenchSettings())
+        run_bench(BenchSettings(device="cpu"))
 
 
 def test_published_shapes_have_their_parameters() -> None:
@@ -165,6 +182,34 @@ def test_random_weights_fill_their_range_and_repeat_by_seed() -> None:
     assert not torch.equal(numbers[:9], RandomBlocks(1).integers(torch.empty_like(numbers))[:9])
     normal = RandomBlocks(0).normal(torch.empty(1000, 1000), std=3)
     assert normal.std().item() == pytest.approx(3, rel=0.01) and abs(normal.mean().item()) < 0.02
+
+
+def test_weights_are_made_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device: cpu())  # meta has none of its own
+    for head in ("bf16", "int8"):
+        made: list[torch.device] = []
+        real = RandomBlocks._fill
+
+        def spy(self: RandomBlocks, out: Any, block: Any, real: Any = real, m: Any = made) -> Any:
+            m += [out.device, block.device]
+            return real(self, out, block)
+
+        monkeypatch.setattr(RandomBlocks, "_fill", spy)
+        model = random_model(quantised(CONFIG, "w8a8", head), device=torch.device("meta"))
+        tensors = [*model.state_dict().values()]
+        assert {each.type for each in made} == {each.device.type for each in tensors} == {"meta"}
+
+
+def test_a_pass_that_gives_nan_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(settings(), random_model(CONFIG))
+    run.read_prompts()
+    logits = Transformer.logits
+    monkeypatch.setattr(Transformer, "logits", lambda self, x: logits(self, x) * math.nan)
+    with pytest.raises(RuntimeError, match="infinity or NaN"):
+        run.generate()
+    with pytest.raises(RuntimeError, match="infinity or NaN"):
+        run.read_prompts()
 
 
 def test_activations_keep_their_size() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.checkpoint import open_checkpoint, read_ahead
 from octavo.checkpoint.tensors import TensorInfo
@@ -134,6 +136,68 @@ def test_what_is_packed_is_read_and_what_stays_mapped_is_not(
     before = bytes_read()
     Transformer.from_checkpoint(checkpoint)
     assert bytes_read() - before >= plain + weights > 2 * plain
+
+
+class Elsewhere(TorchDispatchMode):
+    """Stands for another device: keeps what is copied from the CPU to `meta`, whence none returns.
+
+    Attributes:
+        copied: the tensors as they were on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.device.type == "meta":
+            assert args[0].device.type == "cpu" and args[0].dtype == out.dtype
+            self.copied.append(args[0].clone())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("write", [write_mistral, write_hugging_face, write_w8a8])
+def test_every_tensor_goes_to_the_device_once_as_it_will_run(
+    tmp_path: Path, write: Callable[..., Path], tied: bool, dtype: torch.dtype | None
+) -> None:
+    write(tmp_path, small_config(tied_embeddings=tied), shards=2, dtype=torch.bfloat16)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = checkpoint.load(dtype)
+    with Elsewhere() as elsewhere:
+        model = Transformer.from_checkpoint(checkpoint, dtype, device=torch.device("meta"))
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+    assert (model.output.weight is model.tok_embeddings.weight) == tied
+    assert len(elsewhere.copied) == len(expected)
+    for name, tensor in expected.items():
+        assert any(_same(tensor, copy) for copy in elsewhere.copied), name
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_for_another_device_all_is_read_ahead_by_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(write_mistral(tmp_path, small_config(), shards=4))
+    read: set[str] = set()
+    together = threading.Barrier(loading.DEVICE_READERS, timeout=20)
+    waiting = threading.Semaphore(loading.DEVICE_READERS)
+
+    def read_together(tensors: list[TensorInfo], stop: threading.Event) -> None:
+        if waiting.acquire(blocking=False):  # the first modules wait for each other
+            together.wait()
+        read.update(info.name for info in tensors)
+
+    monkeypatch.setattr(loading, "read_ahead", read_together)
+    Transformer.from_checkpoint(checkpoint, device=torch.device("meta"))
+    assert read == {info.name for info in checkpoint.tensors.values()}
 
 
 def test_reading_ahead_ends_when_it_is_told_to(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import ctypes
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import octavo.process
 from octavo.kernels.cpu import library, machine
+from octavo.kernels.cuda import machine as gpu
 from octavo.process import peak_rss_bytes, seconds_since_start
 
 
@@ -52,6 +54,36 @@ def test_without_the_library_there_is_a_rate_of_reading_alone(
     monkeypatch.setattr(machine, "SECONDS", 0.02)
     assert machine.read_bytes_per_second(2**20) > 0
     assert machine.int8_operations_per_second() is None
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_gpus_rates_are_of_all_that_is_moved_and_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[torch.Tensor] = []
+
+    def half_a_second(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+        done.append(run())
+        return 0.5
+
+    monkeypatch.setattr(gpu, "_best_seconds", half_a_second)
+    assert gpu.read_bytes_per_second(CPU, 2**20) == 2 * 2 * 2**20  # read, and written
+    assert bool((done[0] == 1).all()) and int(done[1]) == done[0].numel() == 2**17
+    assert gpu.int8_operations_per_second(CPU, 64) == 2 * 2 * 64**3
+    assert gpu.bf16_operations_per_second(CPU, 32) == 2 * 2 * 32**3
+    assert [(t.shape, t.dtype) for t in done[2:]] == [
+        ((64, 64), torch.int32), ((32, 32), torch.bfloat16),
+    ]  # fmt: skip
+
+
+def test_a_device_is_waited_for_in_every_run_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(torch.cpu, "synchronize", lambda *device: events.append("wait"))
+    monkeypatch.setattr(gpu, "SECONDS", 0.01)
+    assert 0 < gpu._best_seconds(lambda: events.append("run"), CPU) < 1
+    assert len(events) >= 4 and events == ["run", "wait"] * (len(events) // 2)
 
 
 def test_a_process_knows_its_age() -> None:

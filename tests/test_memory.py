@@ -34,6 +34,31 @@ for tensor in model.state_dict().values():
 print(status("VmHWM") - before)
 """
 
+# The same of a load whose weights go elsewhere: from the files through fp32 to a device without
+# memory of its own.
+LOAD_ELSEWHERE = """
+import sys
+from pathlib import Path
+import torch
+from octavo import Transformer
+from octavo.checkpoint import open_checkpoint
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+def load(folder):
+    Transformer.from_checkpoint(
+        open_checkpoint(Path(folder)), torch.float32, device=torch.device("meta")
+    )
+
+load(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+load(sys.argv[2])
+print(status("VmHWM") - before)
+"""
+
 PREFILL = """
 import sys
 import torch
@@ -98,6 +123,15 @@ def test_packed_load_never_holds_the_weights_twice(tmp_path: Path) -> None:
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     assert size > 100e6
     assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
+
+
+def test_a_load_to_another_device_never_holds_more_than_a_shard(tmp_path: Path) -> None:
+    small = write_hugging_face(tmp_path / "small", small_config(), dtype=torch.bfloat16)
+    config = small_config(dim=1024, n_layers=12, head_dim=128, hidden_dim=3072, n_heads=8)
+    folder = write_hugging_face(tmp_path / "large", config, dtype=torch.bfloat16, shards=4)
+    shards = [f.stat().st_size for f in folder.glob("*.safetensors")]
+    assert len(shards) == 4 and sum(shards) > 250e6
+    assert measure(LOAD_ELSEWHERE, small, folder) < min(shards)
 
 
 def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:

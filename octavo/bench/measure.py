@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from octavo.bench.machine import measure_machine
 from octavo.bench.memory import require_memory, step_bytes
 from octavo.bench.random_model import DTYPE, random_model
 from octavo.bench.run import Run
@@ -16,8 +17,8 @@ from octavo.bench.settings import BenchSettings
 from octavo.bench.shapes import find_shape, quantised
 from octavo.cache import KV_DTYPES, CacheLayout, kv_dtype
 from octavo.config import ModelConfig
+from octavo.device import choose_device, current
 from octavo.errors import ConfigError
-from octavo.kernels.cpu import machine
 from octavo.process import peak_rss_bytes
 from octavo.version import __version__
 
@@ -32,15 +33,21 @@ class BenchResult:
         prefill_s: of the fastest round.
         decode_step_s, decode_step_min_s: the median step, and the fastest.
         time_to_first_token_s: from the process's start to the first sequence's first token.
-        peak_rss_bytes: the most that the process had in memory until the last step.
+        peak_rss_bytes: the most that the process had in the host's memory until the last step.
+        peak_device_bytes: the most that PyTorch had taken of the device's memory until then, what
+            the driver keeps for itself not counted; None on the CPU.
         weights_bytes: of the weights as they run.
         kv_bytes: of the pages that are held at the end.
         read_gb_s: bytes that a step must read, over the median step's time.
-        machine_read_gb_s: what all threads read of memory while they do nothing else.
-        machine_int8_tops: their int8 operations on registers, 10¹² a second; None without the C++
-            library.
+        machine_read_gb_s: what all threads, or the device, read of memory while they do nothing
+            else.
+        machine_int8_tops: their int8 operations, 10¹² a second: on a CPU's registers, or in a GPU's
+            largest product; None on a CPU without the C++ library.
+        machine_bf16_tflops: the device's bf16 operations in its largest product; None on a CPU.
         versions: of octavo, PyTorch and Python.
         layers, threads: that computed.
+        device: where, such as `cpu` or `cuda`.
+        device_name: what its maker calls it; None for a CPU.
     """
 
     prefill_tok_s: float
@@ -50,14 +57,18 @@ class BenchResult:
     decode_step_min_s: float
     time_to_first_token_s: float
     peak_rss_bytes: int
+    peak_device_bytes: int | None
     weights_bytes: int
     kv_bytes: int
     read_gb_s: float
     machine_read_gb_s: float
     machine_int8_tops: float | None
+    machine_bf16_tflops: float | None
     versions: dict[str, str]
     layers: int
     threads: int
+    device: str
+    device_name: str | None
 
 
 def run_bench(settings: BenchSettings) -> BenchResult:
@@ -66,10 +77,16 @@ def run_bench(settings: BenchSettings) -> BenchResult:
     Raises:
         ConfigError: settings that no model has, or that do not fit in memory.
     """
-    config = checked_config(settings)
+    device = choose_device(settings.device)
+    config = checked_config(settings, device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    run = Run(settings, random_model(config, settings.seed))
+    with current(device):
+        return _measure(settings, config, device)
+
+
+def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device) -> BenchResult:
+    run = Run(settings, random_model(config, settings.seed, device))
     prefill_s = min(run.read_prompts() for _ in range(settings.rounds))
     kv_lens = [settings.context + settings.prompt + 1 + i for i in range(settings.decode)]
     steps = run.generate()
@@ -77,10 +94,14 @@ def run_bench(settings: BenchSettings) -> BenchResult:
     layout = run.caches[0].pool.layout
     read = statistics.mean(step_bytes(config, layout, [n] * settings.batch) for n in kv_lens)
     peak, kv_bytes, first_token_s = peak_rss_bytes(), run.kv_bytes, run.first_token_s
+    on_gpu = device.type == "cuda"
+    peak_device = torch.cuda.max_memory_reserved(device) if on_gpu else None
     assert first_token_s is not None
     del run
     gc.collect()  # there may be no room for the machine's own figures beside the model
-    int8 = machine.int8_operations_per_second()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    machine = measure_machine(device)
     return BenchResult(
         prefill_tok_s=settings.batch * settings.prompt / prefill_s,
         decode_tok_s=settings.batch / step_s,
@@ -89,11 +110,13 @@ def run_bench(settings: BenchSettings) -> BenchResult:
         decode_step_min_s=min(steps),
         time_to_first_token_s=first_token_s,
         peak_rss_bytes=peak,
+        peak_device_bytes=peak_device,
         weights_bytes=config.weight_bytes(DTYPE.itemsize),
         kv_bytes=kv_bytes,
         read_gb_s=read / step_s / 1e9,
-        machine_read_gb_s=machine.read_bytes_per_second() / 1e9,
-        machine_int8_tops=None if int8 is None else int8 / 1e12,
+        machine_read_gb_s=machine.read_gb_s,
+        machine_int8_tops=machine.int8_tops,
+        machine_bf16_tflops=machine.bf16_tflops,
         versions={
             "octavo": __version__,
             "torch": torch.__version__,
@@ -101,11 +124,13 @@ def run_bench(settings: BenchSettings) -> BenchResult:
         },
         layers=config.n_layers,
         threads=torch.get_num_threads(),
+        device=str(device),
+        device_name=torch.cuda.get_device_name(device) if on_gpu else None,
     )
 
 
-def checked_config(settings: BenchSettings) -> ModelConfig:
-    """The model's config, if there is one and it fits.
+def checked_config(settings: BenchSettings, device: torch.device) -> ModelConfig:
+    """The model's config, if there is one and it fits the device.
 
     Raises:
         ConfigError: naming the flag at fault.
@@ -120,5 +145,5 @@ def checked_config(settings: BenchSettings) -> ModelConfig:
             f"{settings.decode} make {settings.length} tokens, more than the model's context of "
             f"{config.max_seq_len}"
         )
-    require_memory(config, CacheLayout.of(config, kv_dtype(settings.kv, DTYPE)), settings)
+    require_memory(config, CacheLayout.of(config, kv_dtype(settings.kv, DTYPE)), settings, device)
     return config

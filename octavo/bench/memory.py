@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from octavo.bench.random_model import DTYPE
 from octavo.bench.settings import BenchSettings
 from octavo.cache import CacheLayout
@@ -10,8 +12,10 @@ from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 
 
-def require_memory(config: ModelConfig, layout: CacheLayout, settings: BenchSettings) -> None:
-    """Refuse what does not fit in the memory that is free.
+def require_memory(
+    config: ModelConfig, layout: CacheLayout, settings: BenchSettings, device: torch.device
+) -> None:
+    """Refuse what does not fit in the device's memory that is free.
 
     Raises:
         ConfigError: with the planner's figures.
@@ -19,8 +23,8 @@ def require_memory(config: ModelConfig, layout: CacheLayout, settings: BenchSett
     weights = config.weight_bytes(DTYPE.itemsize)
     chunk = min(settings.chunk, settings.length)
     cache = settings.batch * layout.pages_needed(settings.length, chunk) * layout.page_bytes
-    working = working_bytes(config, settings.batch, settings.chunk)
-    needed, free = weights + cache + working, free_bytes()
+    working = working_bytes(config, settings.batch, settings.chunk, device)
+    needed, free = weights + cache + working, free_bytes(device)
     if needed > free:
         raise ConfigError(
             f"memory: weights take {_gb(weights)}, the KV cache {_gb(cache)} and a pass "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.config import ModelConfig
+from octavo.device import CPU
 from octavo.model import Transformer
 from octavo.model.linear import LinearW8A8
 from octavo.process import return_free_memory
@@ -22,16 +23,17 @@ INT8_MAX = 127
 _INT8_STD = math.sqrt(INT8_MAX * (INT8_MAX + 1) / 3)  # of whole numbers from -127 to 127
 
 
-def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
+def random_model(config: ModelConfig, seed: int = 0, device: torch.device = CPU) -> Transformer:
     """A model whose weights are random, bf16 or quantised as the config says, and packed.
 
     Args:
         config: with `quantization` None or W8A8.
-        seed: the same seed gives the same weights.
+        seed: the same seed gives the same weights on the same kind of device.
+        device: where they are made, and stay.
     """
     with torch.device("meta"):
         model = Transformer(config)
-    blocks = RandomBlocks(seed)
+    blocks = RandomBlocks(seed, device)
     # One module at a time, the largest first: while a weight is packed it is in memory twice.
     for name, module in sorted(model.named_modules(), key=lambda each: -_n_elements(each[1])):
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -60,15 +62,20 @@ def random_state(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 
 def random_tensor(config: ModelConfig, name: str, like: Tensor, blocks: RandomBlocks) -> Tensor:
-    """Of a weight's name, shape and type: with it, activations keep their size. Norms are 1."""
+    """Of a weight's name, shape and type: with it, activations keep their size. Norms are 1.
+
+    It is on the blocks' device.
+    """
+    device = blocks.device
     if name.endswith("norm.weight"):
-        return torch.ones(like.shape, dtype=DTYPE)
+        return torch.ones(like.shape, dtype=DTYPE, device=device)
     if name.endswith("weight_scale"):
         in_features = config.linear_shape(name.rsplit(".", 1)[0])[1]
-        return torch.full(like.shape, 1 / (_INT8_STD * math.sqrt(in_features)))
+        return torch.full(like.shape, 1 / (_INT8_STD * math.sqrt(in_features)), device=device)
     if like.dtype == torch.int8:
-        return blocks.integers(torch.empty(like.shape, dtype=like.dtype))
-    return blocks.normal(torch.empty(like.shape, dtype=DTYPE), 1 / math.sqrt(like.shape[-1]))
+        return blocks.integers(torch.empty(like.shape, dtype=like.dtype, device=device))
+    out = torch.empty(like.shape, dtype=DTYPE, device=device)
+    return blocks.normal(out, 1 / math.sqrt(like.shape[-1]))
 
 
 def _n_elements(module: nn.Module) -> int:
@@ -81,17 +88,19 @@ class RandomBlocks:
 
     Args:
         seed: the same seed gives the same numbers.
+        device: where these tensors are.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed: int, device: torch.device = CPU) -> None:
+        self.device = device
+        self._generator = torch.Generator(device).manual_seed(seed)
         self._blocks: dict[tuple[torch.dtype, float], Tensor] = {}
         self._at = 0
 
     def integers(self, out: Tensor) -> Tensor:
         """Whole numbers from -127 to 127, evenly spread, into an int8 tensor; gives it back."""
         if (out.dtype, 0) not in self._blocks:
-            block = torch.empty(BLOCK_ELEMENTS, dtype=out.dtype)
+            block = torch.empty(BLOCK_ELEMENTS, dtype=out.dtype, device=self.device)
             block.random_(-INT8_MAX, INT8_MAX + 1, generator=self._generator)
             self._blocks[out.dtype, 0] = block
         return self._fill(out, self._blocks[out.dtype, 0])
@@ -99,7 +108,8 @@ class RandomBlocks:
     def normal(self, out: Tensor, std: float = 1.0) -> Tensor:
         """Normal numbers around 0 into a floating-point tensor; gives it back."""
         if (out.dtype, std) not in self._blocks:
-            numbers = torch.randn(BLOCK_ELEMENTS, generator=self._generator)
+            shape = (BLOCK_ELEMENTS,)
+            numbers = torch.randn(shape, generator=self._generator, device=self.device)
             self._blocks[out.dtype, std] = numbers.mul_(std).to(out.dtype)
         return self._fill(out, self._blocks[out.dtype, std])
 

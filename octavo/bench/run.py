@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.bench.context import fill
 from octavo.bench.random_model import RandomBlocks
 from octavo.bench.settings import BenchSettings
+from octavo.device import to_device
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
 
@@ -19,7 +20,7 @@ class Run:
 
     Attributes:
         caches: [batch], one a sequence.
-        next_ids: [batch] int64, what each sequence goes on with.
+        next_ids: [batch] int64 on the CPU, what each sequence goes on with.
         first_token_s: from the process's start until the first sequence had its first token; None
             before that.
     """
@@ -32,6 +33,7 @@ class Run:
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)
         shape = (settings.batch, settings.prompt)
+        self._ones = [1] * settings.batch
         self._prompts = torch.randint(model.config.vocab_size, shape, generator=generator)
 
     @property
@@ -43,28 +45,33 @@ class Run:
     @torch.inference_mode()
     def read_prompts(self) -> float:
         """Fill the context anew, then read all prompts; the seconds that reading them took."""
-        blocks = RandomBlocks(self.settings.seed)
+        blocks = RandomBlocks(self.settings.seed, self.model.device)
         for cache in self.caches:
             cache.free()
             if self.settings.context:
                 fill(cache, self.settings.context, self.settings.chunk, blocks)
-        started = time.perf_counter()
+        started = self._now()
         n_read = [0] * self.settings.batch
         while n_read[-1] < self.settings.prompt:
             self._read_chunk(n_read)
-        return time.perf_counter() - started
+        return self._now() - started
 
     @torch.inference_mode()
     def generate(self) -> list[float]:
         """Generate the tokens that the settings ask for; the seconds of each step."""
         seconds = []
-        ones = [1] * self.settings.batch
         for _ in range(self.settings.decode):
-            started = time.perf_counter()
-            hidden = self.model.hidden(self.next_ids, ones, self.caches)
-            self._choose(list(range(self.settings.batch)), hidden)
-            seconds.append(time.perf_counter() - started)
+            started = self._now()
+            logits = self._step()
+            self.next_ids = logits.argmax(-1).cpu()
+            seconds.append(self._now() - started)
+            _require_finite(logits)
         return seconds
+
+    def _step(self) -> Tensor:
+        """The logits of one more token for each sequence, [batch, vocab_size]."""
+        hidden = self.model.hidden(self._there(self.next_ids), self._ones, self.caches)
+        return self.model.logits(hidden)
 
     def _read_chunk(self, n_read: list[int]) -> None:
         """One pass over the next tokens of the first prompts that are not read yet.
@@ -82,18 +89,29 @@ class Run:
                 indices.append(i)
                 n_read[i] += n_new
                 room -= n_new
-        hidden = self.model.hidden(torch.cat(parts), lens, [self.caches[i] for i in indices])
+        ids = self._there(torch.cat(parts))
+        hidden = self.model.hidden(ids, lens, [self.caches[i] for i in indices])
         ends = torch.tensor(lens).cumsum(0) - 1
         complete = [n_read[i] == self.settings.prompt for i in indices]
         if any(complete):
             done = [i for i, is_complete in zip(indices, complete, strict=True) if is_complete]
-            self._choose(done, hidden[ends[torch.tensor(complete)]])
+            rows = self._there(ends[torch.tensor(complete)])
+            logits = self.model.logits(hidden[rows])
+            self.next_ids[done] = logits.argmax(-1).cpu()
+            _require_finite(logits)
         if self.first_token_s is None and complete[0]:
             self.first_token_s = seconds_since_start()
 
-    def _choose(self, indices: list[int], hidden: Tensor) -> None:
-        """The likeliest token for each of these sequences, by its row [n, dim]."""
-        logits = self.model.logits(hidden)
-        if not bool(logits.isfinite().all()):
-            raise RuntimeError("the model computed infinity or NaN; a kernel is at fault")
-        self.next_ids[indices] = logits.argmax(-1)
+    def _there(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the model's device."""
+        return to_device(tensor, self.model.device)
+
+    def _now(self) -> float:
+        """The time once the device has done all that it was given."""
+        torch.get_device_module(self.model.device).synchronize()
+        return time.perf_counter()
+
+
+def _require_finite(logits: Tensor) -> None:
+    if not bool(logits.isfinite().all()):
+        raise RuntimeError("the model computed infinity or NaN; a kernel is at fault")

@@ -24,6 +24,7 @@ class BenchSettings:
         chunk: most tokens of one forward pass over the prompts.
         rounds: times that the prompts are read, of which the fastest counts; the first is cold.
         threads: None takes PyTorch's own number.
+        device: as `choose_device` takes it.
         seed: of weights, tokens, keys and values.
 
     Raises:
@@ -42,6 +43,7 @@ class BenchSettings:
     chunk: int = 1024
     rounds: int = 2
     threads: int | None = None
+    device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

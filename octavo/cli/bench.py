@@ -13,6 +13,7 @@ from rich.table import Table
 
 from octavo.bench import BenchSettings, run_bench
 from octavo.bench.shapes import HEADS, SCHEMES, SHAPES
+from octavo.cli import options
 from octavo.config import parse_size
 from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS
 
@@ -39,6 +40,7 @@ def bench(
         int, typer.Option(help="Times that the prompts are read; the fastest counts.")
     ] = 2,
     threads: Annotated[int | None, typer.Option(help="Default: as many as PyTorch takes.")] = None,
+    device: options.Device = "auto",
     seed: Annotated[int, typer.Option(help="Of weights, tokens, keys and values.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,7 +49,8 @@ def bench(
         shape=shape, layers=layers, scheme=scheme, head=head, kv=kv,
         prompt=parse_size(prompt, "--prompt"), decode=decode, batch=batch,
         context=parse_size(context, "--context") if context else 0,
-        chunk=chunk, rounds=rounds, threads=threads, seed=seed,
+        chunk=chunk, rounds=rounds, threads=threads, device=device,
+        seed=seed,
     )  # fmt: skip
     values = asdict(settings) | asdict(run_bench(settings))
     if as_json:
@@ -67,7 +70,8 @@ def _print(console: Console, values: dict[str, Any]) -> None:
         what += f" after {values['context']:,}"
     table = Table("Figure", "Value")
     table.columns[1].justify = "right"
-    tops = values["machine_int8_tops"]
+    tops, tflops = values["machine_int8_tops"], values["machine_bf16_tflops"]
+    device_bytes = values["peak_device_bytes"]
     rows = {
         "Prefill": f"{values['prefill_tok_s']:,.1f} tokens/s",
         "Decode": f"{values['decode_tok_s']:,.2f} tokens/s",
@@ -81,8 +85,13 @@ def _print(console: Console, values: dict[str, Any]) -> None:
         "The machine reads": f"{values['machine_read_gb_s']:.1f} GB/s",
         "The machine's int8 arithmetic": "unknown" if tops is None else f"{tops:.2f} TOPS",
     }
+    if device_bytes is not None:
+        rows["Peak memory of the device"] = decimal(device_bytes)
+    if tflops is not None:
+        rows["The machine's bf16 arithmetic"] = f"{tflops:,.1f} TFLOP/s"
     for figure, value in rows.items():
         table.add_row(figure, value)
     console.print(what, soft_wrap=True)
     console.print(table)
-    console.print(f"{values['threads']} threads; {versions}")
+    where = values["device_name"] or f"{values['threads']} threads"
+    console.print(f"{where}; {versions}")

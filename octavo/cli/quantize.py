@@ -103,14 +103,15 @@ def quantize(
     ] = "Hello my name is",
     tokenizer: options.TokenizerFile = None,
     attention_pattern: options.Pattern = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where layers are computed.")] = (
-        "auto"
-    ),
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:1: where layers are computed.")
+    ] = ("auto"),
     dtype: Annotated[
         str, typer.Option(help="Of the computation: auto, bfloat16, float16 or float32.")
     ] = "auto",
     max_memory: Annotated[
-        str, _option("max_memory", help="To stay within; activations past it live on disk.")
+        str,
+        _option("max_memory", help="Of the host, and of a GPU; activations past it live on disk."),
     ] = "8G",
     num_gpus: Annotated[int | None, _option("num_gpus", help="Accepted; not needed.")] = None,
     device_map: Annotated[str | None, _option("device_map", help="Accepted; not needed.")] = None,

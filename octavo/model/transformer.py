@@ -156,11 +156,7 @@ class Transformer(nn.Module):
         """Load an opened checkpoint; on a CPU, weights that need no change stay memory-mapped."""
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        load_weights(model, checkpoint, dtype, pack and device.type == "cpu")
-        if device.type != "cpu":
-            model.to(device)
-            if pack:
-                model.pack()
+        load_weights(model, checkpoint, dtype, pack, device)
         return model
 
     def with_weights(self, state: dict[str, Tensor]) -> Self:

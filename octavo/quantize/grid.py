@@ -8,7 +8,7 @@ from torch import Tensor
 from octavo import kernels
 from octavo.schemes import FP8_DTYPE, FP8_MAX, Scheme
 
-SLAB = 2048  # rows searched for their scales at a time, to bound memory
+SLAB = 2048  # rows rounded, or searched for their scales, at a time, to bound memory
 # How far below its largest weight a row's scale is looked for, by the bits of its grid: few
 # numbers make it worth more to cut off an outlier.
 LEAST_CLIPPING = {8: 0.8, 4: 0.5}
@@ -44,7 +44,8 @@ class WeightGrid:
             [N, G] fp32, G scales a row; a scheme with one scale a tensor repeats it.
         """
         n_rows, n_inputs = weight.shape
-        largest = weight.view(n_rows, self.scheme.n_groups(n_inputs), -1).abs().amax(-1)
+        grouped = weight.view(n_rows, self.scheme.n_groups(n_inputs), -1)
+        largest = torch.maximum(grouped.amax(-1), -grouped.amin(-1))  # no |W| as large as W
         if self.scheme.weight_strategy == "tensor":
             largest = largest.amax().expand_as(largest)
         scale = self._storable(largest * (2 / (self._high - self._low)))
@@ -66,8 +67,12 @@ class WeightGrid:
 
     def round_matrix(self, weight: Tensor, scale: Tensor) -> Tensor:
         """[N, K] fp32 rounded to the nearest with scales [N, G]; [N, K] in the grid's dtype."""
-        grouped = weight.view(*scale.shape, -1)
-        return self.round(grouped, scale[..., None]).view_as(weight).to(self.dtype)
+        rounded = torch.empty_like(weight, dtype=self.dtype)
+        for start in range(0, weight.shape[0], SLAB):
+            rows = slice(start, start + SLAB)
+            grouped = weight[rows].view(*scale[rows].shape, -1)
+            rounded[rows] = self.round(grouped, scale[rows][..., None]).flatten(1)
+        return rounded
 
     def stored(self, weight: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """The tensors of one linear as compressed-tensors has them on disk.

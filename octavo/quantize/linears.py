@@ -177,7 +177,8 @@ class LinearQuantizer:
     def _probe(self, inputs: Rows) -> Tensor:
         """At most about PROBE_TOKENS held-out rows, spread evenly over all of them."""
         stride = -(-sum(chunk.n_tokens for chunk in self.held_out) // PROBE_TOKENS)
-        return torch.cat([inputs(chunk)[::stride] for chunk in self.held_out])
+        # Copies: a view would keep the whole chunk until all are there.
+        return torch.cat([inputs(chunk)[::stride].clone() for chunk in self.held_out])
 
     def _smooth(
         self,
@@ -245,7 +246,8 @@ class LinearQuantizer:
         """A linear that the recipe ignores, with its weight as it goes to disk."""
         weight = weight.to(self.dtype)
         self.tensors[name] = {"weight": weight}
-        kept = Linear(weight.shape[1], weight.shape[0])
+        with torch.device("meta"):
+            kept = Linear(weight.shape[1], weight.shape[0])
         kept.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
         return kept
 

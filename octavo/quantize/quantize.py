@@ -87,7 +87,7 @@ def quantize(
         dtype: of the computation; `auto` is the checkpoint's where the processor is fast in it,
             else float32. The output has the checkpoint's, whatever this is.
         max_memory: bytes the process may take, or a text such as `8G`; activations past it are
-            left on disk.
+            left on disk. On a GPU its memory and the host's may each take as much.
         on_progress: called with the steps done, parts of one included, and how many there are:
             the embedding, each layer, the head.
 

@@ -30,12 +30,10 @@ from octavo.quantize.calibration import Samples
 from octavo.quantize.journal import Journal
 from octavo.quantize.layer import PASSES_ALL, PASSES_CALIBRATION, quantize_layer
 from octavo.quantize.linears import LinearQuantizer
-from octavo.quantize.memory import LOGIT_ROWS, plan
+from octavo.quantize.memory import HEAD_ROWS, LOGIT_ROWS, plan
 from octavo.quantize.recipe import Recipe
 
 OnProgress = Callable[[float, int], None]
-
-HEAD_ROWS = 16_384  # of the head's weight, cast at a time
 
 
 class StreamingQuantizer:
@@ -51,7 +49,7 @@ class StreamingQuantizer:
         journal: of that folder.
         dtype: of the computation.
         device: where layers are computed.
-        max_memory: bytes that may be resident.
+        max_memory: bytes that may be resident, and as many on the device.
         on_progress: called with the steps done, parts of one included, and how many there are.
 
     Raises:
@@ -96,6 +94,7 @@ class StreamingQuantizer:
             longest,
             2 * row_bytes * (2 * self.n_tokens - self.n_calibration),
             max_memory,
+            device,
         )
         # A layer reads one pair and writes the other.
         self.streams = [self._open_streams(0), self._open_streams(1)]
@@ -180,7 +179,8 @@ class StreamingQuantizer:
         norm = norm.to(self.device)
         tied = self.config.tied_embeddings
         [head_weight] = self._load("tok_embeddings." if tied else "output.").values()
-        original = Linear(self.config.dim, self.config.vocab_size)
+        with torch.device("meta"):
+            original = Linear(self.config.dim, self.config.vocab_size)
         original.weight = nn.Parameter(head_weight.to(self.device), requires_grad=False)
         heads = nn.ModuleDict({"output": original})
         tensors = {name: weight}

@@ -102,22 +102,6 @@ def test_new_tokens_are_turned_and_stored_in_their_slots_alone(
         assert (error <= 1.01 * own_scales[..., None].float()).all()
 
 
-@pytest.mark.parametrize("rotary_append", [APPEND[x] for x in ("definition", "chosen", "triton")])
-@pytest.mark.parametrize("kept", [torch.float32, torch.int8])
-def test_a_token_without_a_slot_is_turned_and_stored_nowhere(
-    kept: torch.dtype, rotary_append: Callable[..., Tensor]
-) -> None:
-    pages = filled_pages(2, 2, 32, kept)
-    q, k, v = (torch.randn(3, n_heads, 32) for n_heads in (4, 2, 2))
-    cos, sin = rotary_angles(torch.tensor([9, 5, 2]), 32, 1e4)
-    turned = rotary_append(q, k, v, cos, sin, pages, torch.tensor([-1, 6, -1]))
-    assert torch.allclose(turned, reference.apply_rotary(q, cos, sin), atol=1e-6)
-    for each, filler in zip(pages, (7, 8, 7, 8), strict=True):
-        if each is not None:
-            found, others = in_slots(each, torch.tensor([6]))
-            assert (others == filler).all() and not (found == filler).all()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("heads", [(6, 2, 32), (4, 4, 64), (8, 1, 96)])

@@ -18,8 +18,7 @@ def rotary_append(
         k, v: [T, n_kv_heads, head_dim], in q's dtype. Keys are rounded to it once turned.
         cos, sin: [T, head_dim/2] fp32, as in `reference.apply_rotary`.
         pages: changed in place, where slot_mapping says and nowhere else; of any dtype.
-        slot_mapping: [T] int64, page · page_size + offset of each token; no two the same. A token
-            whose slot is negative is stored nowhere, such as those that fill a batch up.
+        slot_mapping: [T] int64, page · page_size + offset of each token; no two the same.
 
     Returns:
         The turned queries, [T, n_heads, head_dim] in q's dtype.
@@ -30,8 +29,6 @@ def rotary_append(
 
 def append_kv(k: Tensor, v: Tensor, pages: KVPages, slot_mapping: Tensor) -> None:
     """Store new keys and values in their pages; arguments as in `rotary_append`."""
-    has_slot = slot_mapping >= 0
-    slot_mapping, k, v = slot_mapping[has_slot], k[has_slot], v[has_slot]
     page, offset = slot_mapping // pages.page_size, slot_mapping % pages.page_size
     for new, stored, scales in (
         (k, pages.keys, pages.key_scales),

@@ -35,7 +35,7 @@ def rotary_append(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
 ) -> Tensor:
     """As `octavo.kernels.append.rotary_append`, same arguments; by the library where it can be."""
-    if not (serves(q, pages) and usable()) or bool((slot_mapping < 0).any()):
+    if not (serves(q, pages) and usable()):
         return append.rotary_append(q, k, v, cos, sin, pages, slot_mapping)
     return _append(q, k, v, cos, sin, pages, slot_mapping)
 

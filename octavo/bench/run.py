@@ -11,6 +11,7 @@ from octavo.bench.context import fill
 from octavo.bench.random_model import RandomBlocks
 from octavo.bench.settings import BenchSettings
 from octavo.device import to_device
+from octavo.engine.decode_graph import DecodeGraphs
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
 
@@ -28,7 +29,11 @@ class Run:
     def __init__(self, settings: BenchSettings, model: Transformer) -> None:
         self.settings = settings
         self.model = model
-        self.caches = model.new_caches(settings.batch, settings.length, settings.kv)
+        self.caches = model.new_caches(settings.batch, settings.length, settings.kv, settings.chunk)
+        self._graphs: DecodeGraphs | None = None
+        if model.device.type == "cuda":
+            pool = self.caches[0].pool
+            self._graphs = DecodeGraphs(model, pool, settings.batch, settings.length)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)
@@ -70,7 +75,11 @@ class Run:
 
     def _step(self) -> Tensor:
         """The logits of one more token for each sequence, [batch, vocab_size]."""
-        hidden = self.model.hidden(self._there(self.next_ids), self._ones, self.caches)
+        if self._graphs is not None:
+            for cache in self.caches:
+                cache.prepare(1)
+            return self._graphs.run(self.next_ids.tolist(), self.caches)[1]
+        hidden = self.model.hidden(self.next_ids, self._ones, self.caches)
         return self.model.logits(hidden)
 
     def _read_chunk(self, n_read: list[int]) -> None:
@@ -89,22 +98,17 @@ class Run:
                 indices.append(i)
                 n_read[i] += n_new
                 room -= n_new
-        ids = self._there(torch.cat(parts))
-        hidden = self.model.hidden(ids, lens, [self.caches[i] for i in indices])
+        hidden = self.model.hidden(torch.cat(parts), lens, [self.caches[i] for i in indices])
         ends = torch.tensor(lens).cumsum(0) - 1
         complete = [n_read[i] == self.settings.prompt for i in indices]
         if any(complete):
             done = [i for i, is_complete in zip(indices, complete, strict=True) if is_complete]
-            rows = self._there(ends[torch.tensor(complete)])
+            rows = to_device(ends[torch.tensor(complete)], self.model.device)
             logits = self.model.logits(hidden[rows])
             self.next_ids[done] = logits.argmax(-1).cpu()
             _require_finite(logits)
         if self.first_token_s is None and complete[0]:
             self.first_token_s = seconds_since_start()
-
-    def _there(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host on the model's device."""
-        return to_device(tensor, self.model.device)
 
     def _now(self) -> float:
         """The time once the device has done all that it was given."""

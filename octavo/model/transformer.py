@@ -186,14 +186,19 @@ class Transformer(nn.Module):
         return self.new_caches(1, capacity, kv_cache_dtype)[0]
 
     def new_caches(
-        self, count: int, capacity: int, kv_cache_dtype: str = "auto"
+        self, count: int, capacity: int, kv_cache_dtype: str = "auto", chunk: int | None = None
     ) -> list[RaggedCache]:
         """Empty caches for sequences of at most `capacity` tokens each, which may run together.
 
-        Keys and values are kept in `kv_cache_dtype`: `auto` (the model's), `bf16` or `int8`.
+        Args:
+            count: of sequences.
+            capacity: tokens of each.
+            kv_cache_dtype: of keys and values: `auto` (the model's), `bf16` or `int8`.
+            chunk: the most tokens that a pass brings a sequence, beside which windowed layers keep
+                their window only; None is any number.
         """
         layout = CacheLayout.of(self.config, kv_dtype(kv_cache_dtype, self.dtype))
-        n_pages = count * layout.pages_needed(capacity, capacity)
+        n_pages = count * layout.pages_needed(capacity, min(chunk or capacity, capacity))
         pool = PagePool(layout, n_pages, self.device, enable_prefix_caching=False)
         return [RaggedCache(pool, capacity) for _ in range(count)]
 

@@ -76,4 +76,5 @@ class AttentionCall:
             "BLOCK_KEYS": blocks.keys,
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
+            "enable_fp_fusion": True,
         }

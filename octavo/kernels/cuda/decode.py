@@ -62,6 +62,7 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
         N_KV_HEADS=call.n_kv_heads,
         HEAD_DIM=call.q.shape[2],
         N_SPLITS=splits,
+        enable_fp_fusion=True,
     )
 
 

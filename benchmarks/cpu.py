@@ -102,12 +102,12 @@ def measure(options: argparse.Namespace) -> Result:
         "chunk": options.chunk,
     }
     parts: dict[str, Callable[[argparse.Namespace], Result]] = {"octavo": measure_octavo}
-    if options.vllm_python:
-        parts[VLLM] = measure_vllm
     if options.llama_python:
         parts[LLAMA] = measure_llama
     if not options.no_alone:
         parts |= {"attention": measure_attention, "prompt_lookup": measure_prompt_lookup}
+    if options.vllm_python:  # last: without AVX-512 it takes several times as long as all others
+        parts[VLLM] = measure_vllm
     for name, part in parts.items():
         result[name] = part(options)
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

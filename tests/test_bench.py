@@ -21,6 +21,7 @@ from octavo.bench.shapes import SHAPES, find_shape, quantised
 from octavo.cache import CacheLayout
 from octavo.config import ModelConfig
 from octavo.errors import ConfigError
+from octavo.kernels import timing
 from octavo.kernels.cpu import machine
 from octavo.model import Transformer
 from octavo.model.linear import Linear, LinearW8A8
@@ -53,7 +54,7 @@ ON_A_GPU_ONLY = {"peak_device_bytes", "machine_bf16_tflops", "device_name"}  # f
 def _little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = partial(machine.read_bytes_per_second, 2**24)
     monkeypatch.setattr(machine, "read_bytes_per_second", quick)
-    monkeypatch.setattr(machine, "SECONDS", 0.02)
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import octavo.process
+from octavo.kernels import timing
 from octavo.kernels.cpu import library, machine
 from octavo.kernels.cuda import machine as gpu
 from octavo.process import peak_rss_bytes, seconds_since_start
@@ -51,7 +52,7 @@ def test_without_the_library_there_is_a_rate_of_reading_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine.native, "load", lambda: None)
-    monkeypatch.setattr(machine, "SECONDS", 0.02)
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
     assert machine.read_bytes_per_second(2**20) > 0
     assert machine.int8_operations_per_second() is None
 
@@ -81,7 +82,7 @@ def test_a_gpus_rates_are_of_all_that_is_moved_and_multiplied(
 def test_a_device_is_waited_for_in_every_run_that_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(torch.cpu, "synchronize", lambda *device: events.append("wait"))
-    monkeypatch.setattr(gpu, "SECONDS", 0.01)
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
     assert 0 < gpu._best_seconds(lambda: events.append("run"), CPU) < 1
     assert len(events) >= 4 and events == ["run", "wait"] * (len(events) // 2)
 

@@ -42,44 +42,37 @@ def _of(x: Tensor | QuantizedTokens) -> ModuleType:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
-    result: Tensor = _of(x).rms_norm(x, weight, eps)
-    return result
+    return _of(x).rms_norm(x, weight, eps)
 
 
 def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     """As `quantized.rms_norm_quantize`."""
-    result: QuantizedTokens = _of(x).rms_norm_quantize(x, weight, eps)
-    return result
+    return _of(x).rms_norm_quantize(x, weight, eps)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """As `reference.silu_mul`."""
-    result: Tensor = _of(gate).silu_mul(gate, up)
-    return result
+    return _of(gate).silu_mul(gate, up)
 
 
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
     """As `quantized.silu_mul_quantize`."""
-    result: QuantizedTokens = _of(gate).silu_mul_quantize(gate, up)
-    return result
+    return _of(gate).silu_mul_quantize(gate, up)
 
 
 def quantize_per_token(x: Tensor) -> QuantizedTokens:
     """As `quantized.quantize_per_token`."""
-    result: QuantizedTokens = _of(x).quantize_per_token(x)
-    return result
+    return _of(x).quantize_per_token(x)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `reference.linear`."""
-    result: Tensor = _of(x).linear(x, weight)
-    return result
+    return _of(x).linear(x, weight)
 
 
 def pack_w8a8(weight: Tensor) -> PackedWeight | None:
     """An int8 weight [N, K] as its device's product wants it; None: as it is."""
-    result: PackedWeight | None = backend(weight.device.type).pack_w8a8(weight)
-    return result
+    return backend(weight.device.type).pack_w8a8(weight)
 
 
 def linear_w8a8(
@@ -89,22 +82,19 @@ def linear_w8a8(
     bias: Tensor | None = None,
 ) -> Tensor:
     """As `quantized.linear_w8a8`; the weight may be packed."""
-    result: Tensor = _of(x).linear_w8a8(x, weight, weight_scale, bias)
-    return result
+    return _of(x).linear_w8a8(x, weight, weight_scale, bias)
 
 
 def rotary_append(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
 ) -> Tensor:
     """As `append.rotary_append`."""
-    result: Tensor = _of(q).rotary_append(q, k, v, cos, sin, pages, slot_mapping)
-    return result
+    return _of(q).rotary_append(q, k, v, cos, sin, pages, slot_mapping)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """As `reference.attention`, in bounded memory."""
-    result: Tensor = _of(q).attention(q, k, v, window)
-    return result
+    return _of(q).attention(q, k, v, window)
 
 
 def paged_attention(
@@ -116,5 +106,4 @@ def paged_attention(
     window: int | None,
 ) -> Tensor:
     """As `paged.attention_reference`, in bounded memory."""
-    result: Tensor = _of(q).paged_attention(q, pages, page_table, query_lens, kv_lens, window)
-    return result
+    return _of(q).paged_attention(q, pages, page_table, query_lens, kv_lens, window)

@@ -24,6 +24,15 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
+    @classmethod
+    def of(cls, weight: Tensor) -> Linear:
+        """The linear with this weight, [out_features, in_features], which is not trained."""
+        out_features, in_features = weight.shape
+        with torch.device("meta"):  # no memory for a weight that is replaced at once
+            linear = cls(in_features, out_features)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        return linear
+
     def forward(self, x: Tensor) -> Tensor:
         """[T, in_features] to [T, out_features]."""
         return kernels.linear(x, self.weight)

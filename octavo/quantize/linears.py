@@ -246,10 +246,7 @@ class LinearQuantizer:
         """A linear that the recipe ignores, with its weight as it goes to disk."""
         weight = weight.to(self.dtype)
         self.tensors[name] = {"weight": weight}
-        with torch.device("meta"):
-            kept = Linear(weight.shape[1], weight.shape[0])
-        kept.weight = nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
-        return kept
+        return Linear.of(weight.to(linear.weight.dtype))
 
     def _module(self, name: str, tensors: dict[str, Tensor]) -> nn.Module:
         """The linear that will run from these tensors."""

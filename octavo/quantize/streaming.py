@@ -179,9 +179,7 @@ class StreamingQuantizer:
         norm = norm.to(self.device)
         tied = self.config.tied_embeddings
         [head_weight] = self._load("tok_embeddings." if tied else "output.").values()
-        with torch.device("meta"):
-            original = Linear(self.config.dim, self.config.vocab_size)
-        original.weight = nn.Parameter(head_weight.to(self.device), requires_grad=False)
+        original = Linear.of(head_weight.to(self.device))
         heads = nn.ModuleDict({"output": original})
         tensors = {name: weight}
         if not tied:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
 
 import torch
 
 from octavo.kernels.cpu import library as native
+from octavo.kernels.timing import best_seconds
 
 READ_BYTES = 2**29  # far more than any cache that a few threads share
 STREAMS = (1, 3, 6)  # that a thread reads at once; not powers of two, which meet in the same banks
-SECONDS = 0.5  # of runs of which the best counts: whatever else runs can only take from it
 _ROUNDS = 2**20  # of int8 arithmetic: tens of milliseconds
 
 
@@ -27,7 +26,7 @@ def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
     buffer = torch.ones(n_bytes // 8, dtype=torch.int64)  # written, or it would be no memory yet
     library = native.load()
     if library is None:
-        return n_bytes / _best_seconds(buffer.sum)
+        return n_bytes / best_seconds(buffer.sum)
     address, threads = ctypes.c_void_p(buffer.data_ptr()), ctypes.c_int64(torch.get_num_threads())
     size = ctypes.c_int64(n_bytes)
 
@@ -36,7 +35,7 @@ def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
             address, size, threads, ctypes.c_int64(n_streams)
         )
 
-    return n_bytes / min(_best_seconds(read(n_streams)) for n_streams in STREAMS)
+    return n_bytes / min(best_seconds(read(n_streams)) for n_streams in STREAMS)
 
 
 def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:
@@ -54,13 +53,4 @@ def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:
     library.octavo_machine_int8.restype = ctypes.c_int64
     arguments = ctypes.c_int64(rounds), ctypes.c_int64(torch.get_num_threads())
     multiply_adds = library.octavo_machine_int8(*arguments)
-    return 2 * multiply_adds / _best_seconds(lambda: library.octavo_machine_int8(*arguments))
-
-
-def _best_seconds(run: Callable[[], object]) -> float:
-    run()
-    best, begun = float("inf"), time.perf_counter()
-    while (started := time.perf_counter()) < begun + SECONDS:
-        run()
-        best = min(best, time.perf_counter() - started)
-    return best
+    return 2 * multiply_adds / best_seconds(lambda: library.octavo_machine_int8(*arguments))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 
+from octavo.kernels.timing import best_seconds
+
 COPY_BYTES = 2**30  # far more than any cache
 SIZE = 8192  # rows and columns of the matrices that are multiplied
-SECONDS = 0.5  # of runs of which the best counts: whatever else runs can only take from it
 
 
 def read_bytes_per_second(device: torch.device, n_bytes: int = COPY_BYTES) -> float:
@@ -50,11 +50,9 @@ def _operations(size: int) -> int:
 
 def _best_seconds(run: Callable[[], object], device: torch.device) -> float:
     wait = torch.get_device_module(device).synchronize
-    run()  # some operators choose their kernels the first time
-    wait()
-    best, begun = float("inf"), time.perf_counter()
-    while (started := time.perf_counter()) < begun + SECONDS:
+
+    def run_to_the_end() -> None:
         run()
         wait()
-        best = min(best, time.perf_counter() - started)
-    return best
+
+    return best_seconds(run_to_the_end)

@@ -48,9 +48,10 @@ struct Piece {
     int64_t n_rows(int64_t group) const { return n_heads * n_queries * group; }
 };
 
-constexpr int64_t BLOCK_KEYS = 64;  // keys a step
-constexpr int64_t TILE = 6;         // rows whose sums stay in registers
-constexpr int64_t LINE = 16;        // words of a line of the cache, at which everything begins
+constexpr int64_t BLOCK_KEYS = 128;   // keys a step, at most: so seldom are rows' sums moved on
+constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed
+constexpr int64_t TILE = 6;           // rows whose sums stay in registers
+constexpr int64_t LINE = 16;          // words of a line of the cache, at which everything begins
 
 constexpr int64_t in_lines(int64_t n_words) { return (n_words + LINE - 1) / LINE * LINE; }
 

@@ -11,6 +11,7 @@ namespace {
 template <typename T>
 struct Block {
     int64_t begin, n;  // its first token's position in the sequence, and its tokens
+    int64_t room;      // how many there could be
     const T* keys[BLOCK_KEYS];
     const T* values[BLOCK_KEYS];
     int64_t n_runs;
@@ -19,12 +20,14 @@ struct Block {
 
 template <typename T>
 void find_block(
-    const AttentionCall& call, const Piece& piece, int64_t begin, int64_t kv_head, Block<T>& block
+    const AttentionCall& call, const Piece& piece, int64_t begin, int64_t room, int64_t kv_head,
+    Block<T>& block
 ) {
     const int64_t D = call.head_dim, P = call.page_size;
     const int64_t* table = call.page_table + piece.sequence * call.table_stride;
     block.begin = begin;
-    block.n = least(BLOCK_KEYS, piece.key_end - begin);
+    block.n = least(room, piece.key_end - begin);
+    block.room = room;
     block.n_runs = 0;
     int64_t k = 0;
     while (k < block.n) {
@@ -42,7 +45,7 @@ void find_block(
             __builtin_prefetch(call.value_scales + slot);
         }
     }
-    for (; k < BLOCK_KEYS; k++) {
+    for (; k < room; k++) {
         block.keys[k] = block.keys[k - 1];
         block.values[k] = block.values[k - 1];
     }
@@ -66,10 +69,10 @@ float find_scales(const AttentionCall& call, const Block<int8_t>& block, const S
             scratch.key_scales[k] = widen(call.key_scales[i]);
             scratch.value_scales[k] = widen(call.value_scales[i]);
         }
-    for (; k < BLOCK_KEYS; k++) scratch.key_scales[k] = scratch.value_scales[k] = 0.0f;
-    const float most = largest_magnitude(scratch.value_scales, BLOCK_KEYS);
+    for (; k < block.room; k++) scratch.key_scales[k] = scratch.value_scales[k] = 0.0f;
+    const float most = largest_magnitude(scratch.value_scales, block.room);
     const Vec factor = splat(Dot::MOST / most);
-    for (k = 0; k < BLOCK_KEYS; k += W)
+    for (k = 0; k < block.room; k += W)
         store(scratch.value_scales + k, load(scratch.value_scales + k) * factor);
     return most / Dot::MOST;
 }

@@ -26,6 +26,10 @@ struct Attend {
     const Piece& piece;
     const int64_t D, group, head_rows, n_rows;  // rows of one key head, and of all
     const int64_t n_words, stride;              // words of a query, and from one to the next
+    // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
+    // a block and the next one stay in the first-level cache.
+    const bool is_direct;
+    const int64_t block_keys;
     const Scratch scratch;
     const Part part;
     const Block<T>* block;
@@ -35,26 +39,22 @@ struct Attend {
     Attend(const AttentionCall& call, const Piece& piece, float* memory, float* result)
         : call(call), piece(piece), D(call.head_dim), group(call.group()),
           head_rows(piece.n_queries * group), n_rows(piece.n_rows(group)), n_words(D / Dot::N),
-          stride(in_lines(n_words)), scratch(memory, n_rows, D),
-          part(result ? result : scratch.part, n_rows, D) {}
+          stride(in_lines(n_words)), is_direct(head_rows <= TILE),
+          block_keys(is_direct ? DIRECT_BYTES / int64_t(sizeof(T)) : BLOCK_KEYS),
+          scratch(memory, n_rows, D), part(result ? result : scratch.part, n_rows, D) {}
 
     void run() {
         take_queries();
-        // Of few rows the keys are read once: packing them would cost as much as multiplying them.
-        const bool is_direct = head_rows <= TILE;
         Block<T> blocks[2];
-        find_block(call, piece, piece.key_begin, piece.kv_head, blocks[0]);
+        find(piece.key_begin, 0, blocks[0]);
         int64_t i = 0;
-        for (int64_t begin = piece.key_begin; begin < piece.key_end; begin += BLOCK_KEYS)
+        for (int64_t begin = piece.key_begin; begin < piece.key_end; begin += block_keys)
             for (int64_t head = 0; head < piece.n_heads; head++, i++) {
                 block = &blocks[i % 2];
-                next = &blocks[(i + 1) % 2];
-                if (head + 1 < piece.n_heads)
-                    find_block(call, piece, begin, piece.kv_head + head + 1, blocks[(i + 1) % 2]);
-                else if (begin + BLOCK_KEYS < piece.key_end)
-                    find_block(
-                        call, piece, begin + BLOCK_KEYS, piece.kv_head, blocks[(i + 1) % 2]
-                    );
+                Block<T>& other = blocks[(i + 1) % 2];
+                next = &other;
+                if (head + 1 < piece.n_heads) find(begin, head + 1, other);
+                else if (begin + block_keys < piece.key_end) find(begin + block_keys, 0, other);
                 else next = block;
                 unit = find_scales<Dot>(call, *block, scratch);
                 if (!is_direct) pack<Dot>(*block, D, scratch);
@@ -62,15 +62,19 @@ struct Attend {
                     const int64_t n = least(TILE, head_rows - row), first = head * head_rows + row;
                     if (!is_direct) fetch_share(row);
                     switch (n) {
-                        case 1: take_block<1>(first, is_direct); break;
-                        case 2: take_block<2>(first, is_direct); break;
-                        case 3: take_block<3>(first, is_direct); break;
-                        case 4: take_block<4>(first, is_direct); break;
-                        case 5: take_block<5>(first, is_direct); break;
-                        default: take_block<6>(first, is_direct);
+                        case 1: take_block<1>(first); break;
+                        case 2: take_block<2>(first); break;
+                        case 3: take_block<3>(first); break;
+                        case 4: take_block<4>(first); break;
+                        case 5: take_block<5>(first); break;
+                        default: take_block<6>(first);
                     }
                 }
             }
+    }
+
+    void find(int64_t begin, int64_t head, Block<T>& found) const {
+        find_block(call, piece, begin, block_keys, piece.kv_head + head, found);
     }
 
     void take_queries() const {
@@ -103,14 +107,14 @@ struct Attend {
 
     // Fetch a part of the next block before each tile, so that all of it has come after the last.
     void fetch_share(int64_t row) const {
-        const int64_t share = (BLOCK_KEYS * TILE + head_rows - 1) / head_rows;
-        const int64_t from = row / TILE * share, n = least(share, BLOCK_KEYS - from);
+        const int64_t share = (block_keys * TILE + head_rows - 1) / head_rows;
+        const int64_t from = row / TILE * share, n = least(share, block_keys - from);
         fetch(next->keys + from, n, D);
         fetch(next->values + from, n, D);
     }
 
     template <int ROWS>
-    void take_block(int64_t row, bool is_direct) const {
+    void take_block(int64_t row) const {
         Tile tile;
         tile.row = row;
         for (int r = 0; r < ROWS; r++) {
@@ -121,7 +125,7 @@ struct Attend {
         if (is_direct) score_direct<ROWS>(row);
         else score<ROWS>(row);
         soften<ROWS>(tile);
-        const int64_t share = BLOCK_KEYS * 2 * W / D;
+        const int64_t share = block_keys * 2 * W / D;
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct)
@@ -197,9 +201,9 @@ struct Attend {
         for (int r = 0; r < ROWS; r++) {
             float* const scores = scratch.scores + r * BLOCK_KEYS;
             for (int64_t k = 0; k < tile.low[r]; k++) scores[k] = NEVER;
-            for (int64_t k = tile.high[r]; k < BLOCK_KEYS; k++) scores[k] = NEVER;
+            for (int64_t k = tile.high[r]; k < block_keys; k++) scores[k] = NEVER;
             Vec most = load(scores);
-            for (int64_t k = W; k < BLOCK_KEYS; k += W) {
+            for (int64_t k = W; k < block_keys; k += W) {
                 const Vec s = load(scores + k);
                 most = s > most ? s : most;
             }
@@ -208,7 +212,7 @@ struct Attend {
             // A row may see no key of this block; then all its weights are next to nothing.
             const Vec shift = splat(own[r] == NEVER ? 0.0f : own[r]), factor = splat(scale);
             Vec total = Vec{};
-            for (int64_t k = 0; k < BLOCK_KEYS; k += W) {
+            for (int64_t k = 0; k < block_keys; k += W) {
                 const Vec weights = exp2<Dot::COARSE>(load(scores + k) * factor - shift);
                 total += weights;
                 Dot::weigh(weights, scratch.value_scales, k, scratch.weights + r * BLOCK_KEYS);

@@ -162,7 +162,7 @@ struct Pairs {
         const Narrow narrow = __builtin_convertvector(rounded, Narrow);
         memcpy((int16_t*)words + k, &narrow, sizeof narrow);
     }
-    static constexpr float MOST = 32767.0f;  // times 127 and a block's 64 keys: below 2^28
+    static constexpr float MOST = 32767.0f;  // times 127 and a block's 128 keys: below 2^30
 };
 
 // The same in four bytes a word, for instructions that multiply unsigned by signed: keys plus 128 by

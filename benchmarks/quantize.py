@@ -33,7 +33,7 @@ from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.checkpoint.writer import copy_tokenizer
 from octavo.evaluate.divergence import Divergence
 from octavo.evaluate.outliers import with_outliers
-from octavo.quantize import quantize
+from octavo.quantize.quantize import quantize
 
 CHANNELS, FACTOR = (3, 40, 101), 256.0  # of the outliers
 METHODS = ("plain rounding", "octavo, same recipe", "octavo", "llm-compressor")

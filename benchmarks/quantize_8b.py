@@ -26,7 +26,7 @@ from octavo.checkpoint import DEMO
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.checkpoint.writer import mistral_params, write_json
 from octavo.config import ModelConfig
-from octavo.quantize import quantize
+from octavo.quantize.quantize import quantize
 from octavo.tokenizer import Tokenizer
 
 N_LAYERS = MINISTRAL_8B.n_layers

@@ -24,8 +24,9 @@ from octavo.checkpoint import DEMO
 from octavo.config import ModelConfig
 from octavo.errors import OctavoError
 from octavo.evaluate.divergence import Divergence
-from octavo.quantize import Report, quantize
 from octavo.quantize.calibration import Samples, read_samples
+from octavo.quantize.quantize import quantize
+from octavo.quantize.report import Report
 from octavo.tokenizer import Tokenizer
 from tests.checkpoints import (
     State,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, SamplingParams
-from octavo.cli.main import app, main
+from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -198,11 +198,36 @@ def test_reader_that_leaves_early_is_no_error(text_model: Path) -> None:
 
 
 def test_every_command_explains_itself(capsys: Capsys) -> None:
-    for command in app.registered_commands:
-        assert command.callback is not None
-        code, out, _ = run(capsys, command.callback.__name__, "--help")
+    for words in (*([name] for name in COMMANDS), *(["eval", name] for name in EVALUATIONS)):
+        code, out, _ = run(capsys, *words, "--help")
         assert code == 0 and "Usage" in out
+        line = (COMMANDS | EVALUATIONS)[words[-1]]
+        assert (load_command(words[-1]).help or "").splitlines()[0] == line
     assert run(capsys, "--version")[1].startswith("octavo ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "serv", "generate --help", "chat --no-such-option", "serve --help"],
+)
+def test_what_needs_no_model_does_not_wait_for_pytorch(words: str) -> None:
+    code = (
+        "import sys\n"
+        "from octavo.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    assert not {'torch', 'numpy', 'mistral_common'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout or "Usage" in done.stderr) and "AssertionError" not in done.stderr
+
+
+def test_a_bench_does_not_load_a_tokenizer() -> None:
+    code = "import sys, octavo.cli.bench; assert 'mistral_common' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_options_of_the_cards_command_line_are_accepted(text_model: Path, capsys: Capsys) -> None:

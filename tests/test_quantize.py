@@ -12,7 +12,7 @@ import torch
 from octavo import Transformer
 from octavo.checkpoint import DEMO
 from octavo.checkpoint.checkpoint import read_config
-from octavo.quantize import Report
+from octavo.quantize.report import Report
 from octavo.schemes import SCHEMES
 from tests.quantising import (
     all_modules,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import octavo
 from octavo import Transformer
-from octavo.cli import quantize as cli
 from octavo.cli.quantize import LayerProgress, spread_ignore
 from octavo.quantize.report import Report
 from tests.quantising import contents, source_config, write_source, write_texts
@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         options.update(given, model_id=model_id)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", record)
+    monkeypatch.setattr(octavo, "quantize", record)
     return options
 
 

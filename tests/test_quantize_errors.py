@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from octavo import Transformer
+from octavo import Transformer, quantize
 from octavo.checkpoint import DEMO, writer
 from octavo.errors import QuantizeError
 from octavo.jsonl import read_jsonl
-from octavo.quantize import calibration, quantize, streaming
+from octavo.quantize import calibration, streaming
 from octavo.quantize.activations import Activations
 from tests.checkpoints import small_config, write_w8a8
 from tests.quantising import contents, fails, run, source_config, write_source

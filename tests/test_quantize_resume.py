@@ -19,8 +19,9 @@ import pytest
 from octavo import Transformer
 from octavo.checkpoint import writer
 from octavo.errors import CheckpointError, OctavoError, QuantizeError
-from octavo.quantize import Report, streaming
+from octavo.quantize import streaming
 from octavo.quantize.activations import Activations
+from octavo.quantize.report import Report
 from octavo.quantize.streaming import OnProgress
 from tests.quantising import contents, run, write_source, write_texts
 

@@ -15,7 +15,7 @@ from octavo.bench import BenchSettings, run_bench
 from octavo.bench.shapes import HEADS, SCHEMES, SHAPES
 from octavo.cli import options
 from octavo.config import parse_size
-from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS
 
 
 def bench(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+import octavo
 from octavo.cli import options
-from octavo.engine.llm import LLM
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import RequestError
 
@@ -60,7 +60,7 @@ def chat(
 
 
 def _take_turn(
-    llm: LLM,
+    llm: octavo.LLM,
     messages: list[dict[str, Any]],
     line: str,
     params: SamplingParams,

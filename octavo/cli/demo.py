@@ -10,13 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 
+import octavo
 from octavo.cli import options
 from octavo.cli.quantize import LayerProgress
 from octavo.demo.prompts import PROMPTS, DemoPrompt
-from octavo.engine.llm import LLM
 from octavo.engine.outputs import CompletionOutput
 from octavo.engine.sampling_params import SamplingParams
-from octavo.quantize import quantize
 
 SAMPLES = 128  # calibration texts: a demo should not take long
 SHOWN = 400  # characters of a prompt
@@ -28,7 +27,7 @@ def demo(device: options.Device = "auto") -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "demo-W8A8"
         with LayerProgress(Console(stderr=True)) as progress:
-            report = quantize(
+            report = octavo.quantize(
                 "demo",
                 num_calibration_samples=SAMPLES,
                 output_dir=folder,
@@ -36,7 +35,10 @@ def demo(device: options.Device = "auto") -> None:
                 sample_prompt=None,
                 on_progress=progress.update,
             )
-        models = {"before": LLM("demo", device=device), "after": LLM(folder, device=device)}
+        models = {
+            "before": octavo.LLM("demo", device=device),
+            "after": octavo.LLM(folder, device=device),
+        }
         config = models["before"].model.config
         console.print(
             f"Bundled model: {config.n_parameters():,} parameters, "
@@ -51,7 +53,7 @@ def demo(device: options.Device = "auto") -> None:
             _show(console, prompt, models)
 
 
-def _show(console: Console, prompt: DemoPrompt, models: dict[str, LLM]) -> None:
+def _show(console: Console, prompt: DemoPrompt, models: dict[str, octavo.LLM]) -> None:
     """A prompt, and what each model makes of it."""
     messages = prompt.messages()
     tokenizer = models["before"].tokenizer

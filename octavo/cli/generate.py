@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import octavo
 from octavo.cli import options
-from octavo.engine.llm import LLM
-from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import RequestError
 from octavo.jsonl import read_jsonl
+
+if TYPE_CHECKING:
+    from octavo.engine.outputs import RequestOutput
 
 BATCH = 64  # records whose answers are in memory at a time
 
@@ -79,7 +81,7 @@ def generate(
             raise RequestError(f"{output}: cannot be written: {error.strerror}") from None
 
 
-def _answer_prompt(llm: LLM, prompt: str, params: SamplingParams, instruct: bool) -> None:
+def _answer_prompt(llm: octavo.LLM, prompt: str, params: SamplingParams, instruct: bool) -> None:
     """Stream one answer to stdout."""
     request_id = llm.engine.add_request(_encode(llm, {"prompt": prompt}, instruct), params)
     written = 0
@@ -91,7 +93,11 @@ def _answer_prompt(llm: LLM, prompt: str, params: SamplingParams, instruct: bool
 
 
 def _answer_file(
-    llm: LLM, records: list[dict[str, Any]], params: SamplingParams, instruct: bool, file: TextIO
+    llm: octavo.LLM,
+    records: list[dict[str, Any]],
+    params: SamplingParams,
+    instruct: bool,
+    file: TextIO,
 ) -> None:
     """Write an answer for each record, in their order, a batch at a time.
 
@@ -139,7 +145,7 @@ def _answer(output: RequestOutput) -> dict[str, Any]:
     return row
 
 
-def _encode(llm: LLM, record: dict[str, Any], instruct: bool) -> list[int]:
+def _encode(llm: octavo.LLM, record: dict[str, Any], instruct: bool) -> list[int]:
     tools = record.get("tools")
     if "messages" in record:
         return llm.tokenizer.encode_chat(record["messages"], tools)

@@ -23,7 +23,7 @@ def inspect(
     load_format: options.LoadFormat = "auto",
     attention_pattern: options.Pattern = None,
 ) -> None:
-    """Print a model's architecture, its parameters, and the bytes of its weights and KV cache."""
+    """Print a model's architecture, parameters, and bytes of weights and KV cache."""
     folder = resolve_model(model)
     weights_are_here = has_weights(folder)
     if weights_are_here:  # checks every tensor's name, shape and dtype

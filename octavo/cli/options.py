@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+import octavo
 from octavo.config import parse_size
-from octavo.engine.llm import LLM
 
 Model = Annotated[str, typer.Argument(help="A folder, a hub id, or `demo`.", show_default=False)]
 TokenizerFile = Annotated[
@@ -65,9 +65,9 @@ def load(
     dtype: str,
     attention_pattern: str | None,
     **further: Any,
-) -> LLM:
+) -> octavo.LLM:
     """The model that these options describe; `further` are options of `LLM` as it names them."""
-    return LLM(
+    return octavo.LLM(
         model,
         tokenizer=tokenizer,
         tokenizer_mode=tokenizer_mode,

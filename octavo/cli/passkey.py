@@ -65,7 +65,7 @@ def passkey(
         bool, typer.Option("--resume", help="Take over the tries that --output has.")
     ] = False,
 ) -> None:
-    """Hide a number in texts of given lengths and ask for it; several models, side by side.
+    """Hide a number in texts of given lengths, and ask one model or several for it.
 
     Ctrl-C ends the run and shows what there is; with --resume it goes on from there.
     """

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from typer.core import TyperCommand
 
+import octavo
 from octavo.cli import options
-from octavo.quantize import quantize as run
 
 _NOT_NEEDED = {
     "num_gpus": "one layer at a time goes to one device, so a second GPU would have nothing to do",
@@ -28,7 +28,7 @@ def _option(*names: str, help: str) -> Any:
     return typer.Option(*dict.fromkeys(spellings), help=help)
 
 
-class QuantizeCommand(TyperCommand):
+class Command(TyperCommand):
     """Takes any number of names after one `--ignore`, none included, as the script does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -129,7 +129,7 @@ def quantize(
         if value is not None:
             print(f"octavo: --{name} is not needed: {_NOT_NEEDED[name]}", file=sys.stderr)
     with LayerProgress(Console(stderr=True)) as progress:
-        report = run(
+        report = octavo.quantize(
             model_id,
             dataset_id=dataset_id,
             dataset_split=dataset_split,

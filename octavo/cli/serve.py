@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+import octavo
 from octavo.cli import options
 from octavo.config import parse_bytes
-from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS
-from octavo.engine.llm import LLM
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS
 from octavo.errors import ConfigError, OctavoError
 
 SERVED_NUM_SEQS = 64  # more than one caller's, which `LLM` is made for
@@ -137,7 +137,7 @@ def serve(
     listener = listen(host, port)
     address = f"http://{_in_header(host)}:{listener.getsockname()[1]}"
 
-    def load() -> LLM:
+    def load() -> octavo.LLM:
         print(f"octavo: loading {model}", flush=True)
         llm = options.load(
             model,

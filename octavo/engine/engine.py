@@ -16,6 +16,7 @@ from octavo.engine import sampler
 from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
 from octavo.engine.decode_graph import DecodeGraphs
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
@@ -25,8 +26,6 @@ from octavo.errors import RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
 
-MAX_NUM_SEQS = 16
-MAX_NUM_BATCHED_TOKENS = 1024
 LOGPROB_ROWS = 64  # prompt rows whose [rows, vocab] log-probabilities are in memory at a time
 
 

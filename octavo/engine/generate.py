@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from octavo.engine.engine import Engine
 from octavo.engine.sampling_params import SamplingParams
 from octavo.model import Transformer
 

@@ -14,7 +14,8 @@ from octavo.cache.planner import default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
 from octavo.device import choose_device, current
-from octavo.engine.engine import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Engine
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.tool_grammar import ToolChoice, hold_to_tools

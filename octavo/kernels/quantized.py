@@ -9,7 +9,9 @@ from torch import Tensor
 
 from octavo.kernels.int8 import int8_product, row_blocks
 from octavo.kernels.reference import rms_norm, silu_mul
-from octavo.schemes import FP8_DTYPE, FP8_MAX
+from octavo.schemes import FP8_MAX
+
+FP8_DTYPE = torch.float8_e4m3fn
 
 
 class QuantizedTokens(NamedTuple):

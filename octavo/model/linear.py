@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from octavo import kernels
 from octavo.config import ModelConfig
-from octavo.schemes import FP8_DTYPE, PACK_FACTOR, Scheme
+from octavo.kernels.quantized import FP8_DTYPE
+from octavo.schemes import PACK_FACTOR, Scheme
 
 # What a linear is given: several that are W8A8 share inputs that were quantised once.
 LinearInput = Tensor | kernels.QuantizedTokens

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from octavo import kernels
-from octavo.schemes import FP8_DTYPE, FP8_MAX, Scheme
+from octavo.kernels.quantized import FP8_DTYPE
+from octavo.schemes import FP8_MAX, Scheme
 
 SLAB = 2048  # rows rounded, or searched for their scales, at a time, to bound memory
 # How far below its largest weight a row's scale is looked for, by the bits of its grid: few

@@ -46,8 +46,8 @@ def mixed_batch(generator: torch.Generator) -> Batch:
 
 def in_blocks_of(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
     """Both kernels go about it in blocks of this size."""
-    monkeypatch.setattr(prefill, "block_sizes", lambda operand: blocks)
-    monkeypatch.setattr(decode, "block_sizes", lambda operand, n_rows: blocks)
+    monkeypatch.setattr(prefill, "block_sizes", lambda *_: blocks)
+    monkeypatch.setattr(decode, "block_sizes", lambda *_: blocks)
 
 
 @pytest.mark.parametrize("longest_chunk", [1, 40])

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from octavo import LLM, SamplingParams
+from octavo.cli import options
 from octavo.cli.main import app, main
 
 Capsys = pytest.CaptureFixture[str]
@@ -36,6 +38,27 @@ def run(capsys: Capsys, *arguments: object) -> tuple[int, str, str]:
         sys.argv = saved
     out, err = capsys.readouterr()
     return int(code), out, err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=["torch", "cublas", "cpu"],
+)
+def test_out_of_memory_is_a_line_that_says_what_to_lower(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(options, "load", load)
+    code, _, err = run(capsys, "generate", "demo", "-p", "Hello")
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("octavo: out of memory;") and "--memory" in err
 
 
 def fails(capsys: Capsys, *arguments: object) -> str:

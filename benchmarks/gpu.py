@@ -5,8 +5,9 @@
 Every measurement is a process of its own, and should have the GPU to itself; all together take no
 more than `--minutes`, and one no more than half of what is left of them. transformers runs the same
 shape in bf16. The figures go to `--json` after every part, with what octavo warned of; the table of
-targets, which is printed, lies beside it. A part that fails is named, with what it had measured, the
-others go on, and the benchmark exits with 1. What is not installed is said before anything runs.
+targets, which is printed, lies beside it. A part that fails is named, and keeps what it had
+measured, the others go on, and the benchmark exits with 1. What is not installed is said before
+anything runs.
 """
 
 from __future__ import annotations

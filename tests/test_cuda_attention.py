@@ -101,6 +101,25 @@ def test_single_tokens_and_chunks_in_one_batch_read_and_write_their_own(
 
 
 @pytest.mark.parametrize("in_int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("window", [None, 7])
+def test_pages_that_none_sees_may_be_any_number_and_their_neighbours_nan(
+    window: int | None, in_int8: bool
+) -> None:
+    """A read of such a page ends the process."""
+    batch = mixed_batch(torch.Generator().manual_seed(9))
+    q, pages, table, query_lens, kv_lens = batch
+    pages = quantised(pages) if in_int8 else pages
+    batch = (q, pages, table, query_lens, kv_lens)
+    expected = paged.attention_reference(*batch, window)
+    poison_all_but(batch, window, NAN)
+    for row, n_new, n_keys in zip(table, query_lens, kv_lens, strict=True):
+        row[-(-n_keys // pages.page_size) :] = 10**12
+        if window is not None:
+            row[: max(0, n_keys - n_new - window + 1) // pages.page_size] = -(10**12)
+    assert relative_error(by_triton(*batch, window), expected) < (0.01 if in_int8 else 1e-5)
+
+
+@pytest.mark.parametrize("in_int8", [False, True], ids=["float", "int8"])
 @pytest.mark.parametrize("window", [None, 150])
 @pytest.mark.parametrize("splits", [1, 4, 32])
 def test_into_however_many_runs_keys_are_cut_the_answer_is_the_same(

@@ -20,6 +20,7 @@ import torch
 from octavo import LLM, SamplingParams
 from octavo.cli import options
 from octavo.cli.main import app, main
+from octavo.engine.decode_graph import DecodeGraphs
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -38,6 +39,30 @@ def run(capsys: Capsys, *arguments: object) -> tuple[int, str, str]:
         sys.argv = saved
     out, err = capsys.readouterr()
     return int(code), out, err
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_serve_captures_a_gpus_graphs_before_it_says_that_it_serves(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, has_graphs: bool
+) -> None:
+    """Without a GPU: the engine says that it has graphs, and what it captures is counted."""
+    llm = LLM("demo", device="cpu", max_model_len=64)
+    llm.engine.decode = (
+        DecodeGraphs(llm.model, llm.engine.pool, 2, 64, False) if has_graphs else None
+    )
+    warmed: list[str] = []
+    monkeypatch.setattr(llm.engine, "warm_up", lambda: warmed.append("warm"))
+    monkeypatch.setattr(options, "load", lambda *_, **__: llm)
+
+    def serve(settings: Any, listener: Any, load: Any, on_ready: Any) -> None:
+        listener.close()
+        assert load() is llm
+        assert len(warmed) == has_graphs
+        on_ready()
+
+    monkeypatch.setattr("octavo.serve.server.serve", serve)
+    code, out, _ = run(capsys, "serve", "demo", "--port", "0")
+    assert code == 0 and ("capturing" in out) == has_graphs and "serving demo" in out
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,27 @@
     python -m benchmarks.gpu --json build/gpu.json
 
 Every measurement is a process of its own, and should have the GPU to itself; all together take no
-more than `--minutes`. transformers runs the same shape in bf16. The figures go to `--json` after
-every part, and the table of targets, which is printed, beside it. A part that fails is named, the
-others go on, and the benchmark exits with 1.
+more than `--minutes`, and one no more than half of what is left of them. transformers runs the same
+shape in bf16. The figures go to `--json` after every part, with what octavo warned of; the table of
+targets, which is printed, lies beside it. A part that fails is named, and keeps what it had
+measured, the others go on, and the benchmark exits with 1. What is not installed is said before
+anything runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,7 @@ import torch
 
 from benchmarks.gpu_targets import BATCHES, rows_of
 from benchmarks.performance_page import targets_table
-from benchmarks.processes import run, run_to_file
+from benchmarks.processes import Finished, run
 from octavo.bench.random_model import DTYPE
 from octavo.bench.shapes import find_shape
 from octavo.checkpoint import writer
@@ -46,7 +52,11 @@ def main() -> None:
         device = choose_device(options.device)
     except ConfigError as error:
         sys.exit(f"benchmarks.gpu needs a GPU that PyTorch can use: {error}")
+    if lacking := missing(device):
+        sys.exit(f"benchmarks.gpu needs {'; '.join(lacking)}")
     result = Benchmark(options, device).measure()
+    for part, lines in result["warnings"].items():
+        print(f"{part}: {' | '.join(lines)}", file=sys.stderr)
     table = targets_table(rows_of(result))
     options.json.with_suffix(".md").write_text(f"{table}\n", encoding="utf-8")
     print(table)
@@ -80,6 +90,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def missing(device: torch.device) -> list[str]:
+    """What the parts need and this machine lacks, each with how to get it."""
+    lacking = []
+    if find_spec("transformers") is None:
+        lacking.append("transformers (pip install '.[dev]')")
+    if device.type == "cuda":
+        # Triton compiles what starts its kernels; without it octavo would run on PyTorch, slower.
+        if find_spec("triton") is None:
+            lacking.append("triton (pip install triton)")
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            lacking.append("a C compiler for Triton (apt install gcc)")
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            lacking.append("Python.h for Triton (apt install python3-dev)")
+    return lacking
+
+
+class Unfinished(SystemExit):
+    """A part that failed, and what it had measured before."""
+
+    def __init__(self, why: str, figures: Result) -> None:
+        super().__init__(why)
+        self.figures = figures
+
+
 class Benchmark:
     """All parts of one run.
 
@@ -91,9 +125,11 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options = options
         self.device = device
+        self._on_cpu: Result | None = options.cpu_passkey and read(options.cpu_passkey)
         self._end = time.monotonic() + 60 * options.minutes
         # What picks its device by itself takes the same.
         self._env = {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
+        self._warnings: list[str] = []  # of the part that runs
 
     def measure(self) -> Result:
         """One part after another; what there is so far is in the file after each."""
@@ -107,27 +143,39 @@ class Benchmark:
             "shape": options.shape,
             "context": options.context,
             "linear_operations_per_token": 2 * sum(n * k for n, k in shapes),
+            "warnings": {},
             "failed": {},
         }
         parts: dict[str, Callable[[], Result]] = {
             f"decode_{batch}": partial(self.decode, batch) for batch in options.decode
         }
+        # Attention compiles what the long prompt runs; most can happen to the peer, which is last.
         parts |= {
             "prefill": self.prefill,
-            "transformers": self.transformers,
             "attention": self.attention,
             "long": self.long,
             "passkey": self.passkey,
+            "transformers": self.transformers,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
+        self._write(result)  # a path that cannot be written is known at once
         for name, part in parts.items():
+            self._warnings = []
             try:
                 result[name] = part()
-            except SystemExit as error:  # the others are worth having without it
-                print(f"{name}: {error}", file=sys.stderr, flush=True)
-                result["failed"][name] = str(error)
-            options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            except (SystemExit, Exception) as error:  # the others are worth having without it
+                if isinstance(error, Unfinished):
+                    result[name] = error.figures
+                why = str(error) if isinstance(error, SystemExit) else repr(error)
+                print(f"{name}: {why}", file=sys.stderr, flush=True)
+                result["failed"][name] = why
+            if self._warnings:
+                result["warnings"][name] = self._warnings
+            self._write(result)
         return result
+
+    def _write(self, result: Result) -> None:
+        self.options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def decode(self, batch: int) -> Result:
         """Steps of a batch, after a context that is filled in but for its end."""
@@ -152,14 +200,14 @@ class Benchmark:
         config = find_shape(options.shape, options.layers)
         with tempfile.TemporaryDirectory() as folder:
             writer.write_config(Path(folder), config, DTYPE, (), {})
-            command = [
-                sys.executable, str(TRANSFORMERS), folder, "--device", str(self.device),
+            arguments = [
+                str(TRANSFORMERS), folder, "--device", str(self.device),
                 "--prefill", str(options.prefill), "--decode", *map(str, options.decode),
                 "--context", str(options.context), "--steps", str(options.steps),
             ]  # fmt: skip
             if options.compile:
-                command.append("--compile")
-            return run_to_file(command, self._env, self._left())
+                arguments.append("--compile")
+            return self._written_by("--out", *arguments)
 
     def attention(self) -> Result:
         """`benchmarks.attention`: a chunk of queries at the end of a context."""
@@ -175,16 +223,16 @@ class Benchmark:
         options = self.options
         with tempfile.TemporaryDirectory() as folder:
             figures = self._written_by(
-                "--output", "-m", "octavo", "eval", "passkey", "demo", "--lengths",
-                str(options.passkey), "--tries", str(options.tries), "--picture",
-                str(Path(folder) / "passkey.png"),
+                "--output", "-m", "octavo", "eval", "passkey", "demo", "--device",
+                str(self.device), "--lengths", str(options.passkey), "--tries",
+                str(options.tries), "--picture", str(Path(folder) / "passkey.png"),
             )  # fmt: skip
-        if options.cpu_passkey is not None:
-            on_cpu = json.loads(options.cpu_passkey.read_text(encoding="utf-8"))
+        if self._on_cpu is not None:
             same = ("lengths", "depths", "tries", "seed")
-            if any(on_cpu[name] != figures[name] for name in same):
-                sys.exit(f"--cpu-passkey: {options.cpu_passkey} is of other {', '.join(same)}")
-            figures["right_on_cpu"] = on_cpu["models"][0]["right"]
+            if any(self._on_cpu[name] != figures[name] for name in same):
+                why = f"--cpu-passkey: {options.cpu_passkey} is of other {', '.join(same)}"
+                raise Unfinished(why, figures)
+            figures["right_on_cpu"] = self._on_cpu["models"][0]["right"]
         return figures
 
     def _bench(self, **flags: object) -> Result:
@@ -198,27 +246,48 @@ class Benchmark:
             for word in (f"--{name}", str(value))
         ]  # fmt: skip
         command = [sys.executable, "-m", "octavo", "bench", *words, "--json"]
-        figures: Result = json.loads(run(command, self._env, self._left()).stdout)
+        figures: Result = json.loads(self._run(command).stdout)
         return figures
 
     def _written_by(self, flag: str, *arguments: str) -> Result:
-        """What a program of this Python writes to the file that `flag` names."""
+        """What a program of this Python writes to the file that `flag` names.
+
+        Raises:
+            Unfinished: it failed, and had written some of it.
+        """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "figures.json"
-            run([sys.executable, *arguments, flag, str(path)], self._env, self._left())
-            figures: Result = json.loads(path.read_text(encoding="utf-8"))
-        return figures
+            try:
+                self._run([sys.executable, *arguments, flag, str(path)])
+            except SystemExit as failure:
+                if path.exists():
+                    raise Unfinished(str(failure), read(path)) from None
+                raise
+            return read(path)
+
+    def _run(self, command: list[str]) -> Finished:
+        """Run it to its end, with the lines by which octavo warned."""
+        finished = run(command, self._env, self._left())
+        lines = finished.stderr.splitlines()
+        self._warnings += [line for line in lines if line.startswith("octavo: ")]
+        return finished
 
     def _left(self) -> float:
-        """Seconds that are left for a process."""
+        """Seconds that a process may take: half of what there is, so that one that hangs is one."""
         left = self._end - time.monotonic()
         if left <= 0:
             sys.exit(f"not begun: --minutes {self.options.minutes:g} are over")
-        return left
+        return left / 2
 
     def _gpu(self) -> str | None:
         on_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if on_gpu else None
+
+
+def read(path: Path) -> Result:
+    """The JSON object in a file."""
+    figures: Result = json.loads(path.read_text(encoding="utf-8"))
+    return figures
 
 
 if __name__ == "__main__":

@@ -90,8 +90,8 @@ def _long(result: Result) -> Iterator[Row]:
 
 def _passkey(result: Result) -> Iterator[Row]:
     """Right answers, beside a CPU's to the same prompts if they are known."""
-    own = result.get("passkey")
-    if own is None:
+    own = result.get("passkey", {})
+    if not own.get("models"):  # or the file of a run that had no answer yet
         return
     [model] = own["models"]
     what = f"passkey in {own['lengths'][0]:,} tokens, {model['tries']} tries"

@@ -26,12 +26,13 @@ class Finished:
     """A program that ended well.
 
     Attributes:
-        stdout: what it printed.
+        stdout, stderr: what it printed.
         started: Unix time.
         peak_rss_bytes: the most memory that it and all that it started had together.
     """
 
     stdout: str
+    stderr: str
     started: float
     peak_rss_bytes: int
 
@@ -62,7 +63,7 @@ def run(command: Sequence[str], env: Mapping[str, str], timeout: float) -> Finis
         printed = [_read(stdout), _read(stderr)]
         if problem:
             sys.exit("\n".join([*(text[-TAIL:] for text in printed), shlex.join(command), problem]))
-        return Finished(printed[0], started, memory.n_bytes)
+        return Finished(printed[0], printed[1], started, memory.n_bytes)
 
 
 def run_to_file(command: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:

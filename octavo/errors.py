@@ -26,6 +26,6 @@ class QuantizeError(OctavoError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; PyTorch's allocators raise a plain RuntimeError, in many words."""
-    words = ("not enough memory", "out of memory", "can't allocate memory")
+    """Whether memory ran out; PyTorch and cuBLAS raise a plain RuntimeError, in many words."""
+    words = ("not enough memory", "out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)

@@ -3,21 +3,29 @@
 Its interpreter runs some kernels that its compiler does not take. As the interpreter takes the
 compiler's place in a process, this is one of its own:
 
-python -m tests.compiling cuda 90 32 232448
+python -m tests.compiling cuda 90 32 232448 132
+
+For each kernel that was compiled it prints a line of JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from octavo.kernels.cuda import append, attention, decode, quantize, tiling, w8a8
+from octavo.bench.shapes import MINISTRAL_8B
+from octavo.kernels.cuda import append, attention, decode, prefill, quantize, tiling, w8a8
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
+from octavo.kernels.quantized import QuantizedTokens
+from tests.machine_code import machine_code
 
 
 class AbsentGPU:
@@ -39,35 +47,62 @@ class AbsentGPU:
 def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
     """Every kernel, by the calls that launch them; nothing is computed."""
     driver.set_active(AbsentGPU(target))
+    setattr(decode, "_multiprocessors", lambda _: device.number)  # noqa: B010
+    for module in (w8a8, prefill):
+        setattr(module, "processors", lambda: device)  # noqa: B010
     run = JITFunction.run
+    known = set()
 
     def compiled(kernel: JITFunction, *arguments: object, **options: object) -> None:
         made = run(kernel, *arguments, **(options | {"warmup": True}))
-        print(kernel.fn.__name__)
-        assert made.metadata.shared <= device.shared_memory, (kernel.fn.__name__, made.metadata)
+        if made.hash in known:
+            return
+        known.add(made.hash)
+        dtypes = {str(each.dtype) for each in flat(arguments) if isinstance(each, torch.Tensor)}
+        line = {"kernel": kernel.fn.__name__, "dtypes": sorted(dtypes)}
+        line["aligned"] = options.get("WHOLE", True)
+        assert made.metadata.shared <= device.shared_memory, (line, made.metadata)
+        if target.backend == "cuda":
+            line |= machine_code(made.asm["cubin"], made.asm["ptx"])._asdict()
+        print(json.dumps(line))
 
     JITFunction.__getitem__ = lambda kernel, grid: partial(compiled, kernel, grid=grid)
-    compile_linears(device)
+    compile_rows()
+    compile_linears()
     compile_append()
     compile_attention()
 
 
-def compile_linears(device: tiling.Processors) -> None:
-    x = torch.ones(2, 4096, dtype=torch.bfloat16)
-    quantize._rms_norm(x, x[0], 1e-5)
-    quantize._silu_mul(x, x)
-    quantize._rms_norm_quantize(x, x[0], 1e-5)
-    quantize._silu_mul_quantize(x, x)
-    tiles = sorted(tiling.tiles(device), key=lambda tile: tile.m * tile.n)
-    weight_scale = torch.ones(48)
-    for n_inputs, cut, n_parts, bias in (
-        (4096, tiles[0], 1, None),
-        (4096, tiles[-1], 2, None),
-        (37, tiles[0], 1, weight_scale),
-    ):
-        tokens = quantize._quantize(x[:, :n_inputs])
-        weight = torch.ones(48, n_inputs, dtype=torch.int8)
-        w8a8._by_tiles(tokens, weight, weight_scale, bias, cut._replace(n_parts=n_parts))
+def flat(arguments: Iterable[object]) -> Iterator[object]:
+    """Arguments, and what those of them hold that are tuples."""
+    for each in arguments:
+        yield from flat(each) if isinstance(each, tuple) else (each,)
+
+
+def compile_rows() -> None:
+    for n_columns in (MINISTRAL_8B.dim, MINISTRAL_8B.hidden_dim):
+        x = torch.ones(2, n_columns, dtype=torch.bfloat16)
+        quantize._rms_norm(x, x[0], 1e-5)
+        quantize._silu_mul(x, x)
+        quantize._rms_norm_quantize(x, x[0], 1e-5)
+        quantize._silu_mul_quantize(x, x)
+        quantize._quantize(x)
+
+
+def compile_linears() -> None:
+    """In the tiles that batches and chunks are cut into; and of inputs that no block divides."""
+    names = MINISTRAL_8B.linear_names()[:-1]
+    shapes = sorted({MINISTRAL_8B.linear_shape(name) for name in names})
+    for n_tokens in (1, 16, 32, 64, 512, 8192):
+        for n_outputs, n_inputs in shapes:
+            compile_linear(n_tokens, n_outputs, n_inputs, None)
+    compile_linear(2, 48, 37, torch.ones(48))
+
+
+def compile_linear(n_tokens: int, n_outputs: int, n_inputs: int, bias: Tensor | None) -> None:
+    q, weight = (torch.empty(n, n_inputs, dtype=torch.int8) for n in (n_tokens, n_outputs))
+    tokens = QuantizedTokens(q, torch.empty(n_tokens, 1), torch.bfloat16)
+    w8a8._by_tiles(tokens, weight, torch.empty(n_outputs), bias)
 
 
 def compile_append() -> None:
@@ -78,13 +113,14 @@ def compile_append() -> None:
 
 
 def compile_attention() -> None:
-    """A chunk and a single token, in full and in a window, over what an 8B model keeps."""
-    setattr(decode, "_multiprocessors", lambda device: 100)  # noqa: B010
+    """A chunk, a single token and a batch of them, in full and in a window, of an 8B model."""
     table = torch.zeros(2, 300, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.int8):
         q = torch.zeros(101, 32, 128, dtype=torch.bfloat16)
         for window in (None, 1000):
             attention._attend(q, pages_in(dtype), table, [100, 1], [4000, 4000], window)
+            many = table[:1].expand(64, -1)
+            attention._attend(q[:64], pages_in(dtype), many, [1] * 64, [4000] * 64, window)
 
 
 def pages_in(dtype: torch.dtype) -> KVPages:
@@ -96,6 +132,7 @@ def pages_in(dtype: torch.dtype) -> KVPages:
 
 
 if __name__ == "__main__":
-    name, architecture, warp_size, shared_memory = sys.argv[1:]
+    name, architecture, *numbers = sys.argv[1:]
     arch = int(architecture) if name == "cuda" else architecture
-    compile_for(GPUTarget(name, arch, int(warp_size)), tiling.Processors(1, int(shared_memory)))
+    warp_size, shared_memory, number = map(int, numbers)
+    compile_for(GPUTarget(name, arch, warp_size), tiling.Processors(number, shared_memory))

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from octavo import LLM, SamplingParams
+from octavo.cli import options
 from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
+from octavo.engine.decode_graph import DecodeGraphs
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -36,6 +39,51 @@ def run(capsys: Capsys, *arguments: object) -> tuple[int, str, str]:
         sys.argv = saved
     out, err = capsys.readouterr()
     return int(code), out, err
+
+
+@pytest.mark.parametrize("has_graphs", [False, True])
+def test_serve_captures_a_gpus_graphs_before_it_says_that_it_serves(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, has_graphs: bool
+) -> None:
+    """Without a GPU: the engine says that it has graphs, and what it captures is counted."""
+    llm = LLM("demo", device="cpu", max_model_len=64)
+    llm.engine.decode = (
+        DecodeGraphs(llm.model, llm.engine.pool, 2, 64, False) if has_graphs else None
+    )
+    warmed: list[str] = []
+    monkeypatch.setattr(llm.engine, "warm_up", lambda: warmed.append("warm"))
+    monkeypatch.setattr(options, "load", lambda *_, **__: llm)
+
+    def serve(settings: Any, listener: Any, load: Any, on_ready: Any) -> None:
+        listener.close()
+        assert load() is llm
+        assert len(warmed) == has_graphs
+        on_ready()
+
+    monkeypatch.setattr("octavo.serve.server.serve", serve)
+    code, out, _ = run(capsys, "serve", "demo", "--port", "0")
+    assert code == 0 and ("capturing" in out) == has_graphs and "serving demo" in out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=["torch", "cublas", "cpu"],
+)
+def test_out_of_memory_is_a_line_that_says_what_to_lower(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(options, "load", load)
+    code, _, err = run(capsys, "generate", "demo", "-p", "Hello")
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith("octavo: out of memory;") and "--memory" in err
 
 
 def fails(capsys: Capsys, *arguments: object) -> str:

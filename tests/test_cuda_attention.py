@@ -46,8 +46,8 @@ def mixed_batch(generator: torch.Generator) -> Batch:
 
 def in_blocks_of(monkeypatch: pytest.MonkeyPatch, blocks: Blocks) -> None:
     """Both kernels go about it in blocks of this size."""
-    monkeypatch.setattr(prefill, "block_sizes", lambda operand: blocks)
-    monkeypatch.setattr(decode, "block_sizes", lambda operand, n_rows: blocks)
+    monkeypatch.setattr(prefill, "block_sizes", lambda *_: blocks)
+    monkeypatch.setattr(decode, "block_sizes", lambda *_: blocks)
 
 
 @pytest.mark.parametrize("longest_chunk", [1, 40])
@@ -98,6 +98,25 @@ def test_single_tokens_and_chunks_in_one_batch_read_and_write_their_own(
         attention._launch(call)
         assert torch.allclose(out[10:-10].cpu(), expected, atol=1e-5)
         assert (out[:10] == 77).all() and (out[-10:] == 77).all()
+
+
+@pytest.mark.parametrize("in_int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("window", [None, 7])
+def test_pages_that_none_sees_may_be_any_number_and_their_neighbours_nan(
+    window: int | None, in_int8: bool
+) -> None:
+    """A read of such a page ends the process."""
+    batch = mixed_batch(torch.Generator().manual_seed(9))
+    q, pages, table, query_lens, kv_lens = batch
+    pages = quantised(pages) if in_int8 else pages
+    batch = (q, pages, table, query_lens, kv_lens)
+    expected = paged.attention_reference(*batch, window)
+    poison_all_but(batch, window, NAN)
+    for row, n_new, n_keys in zip(table, query_lens, kv_lens, strict=True):
+        row[-(-n_keys // pages.page_size) :] = 10**12
+        if window is not None:
+            row[: max(0, n_keys - n_new - window + 1) // pages.page_size] = -(10**12)
+    assert relative_error(by_triton(*batch, window), expected) < (0.01 if in_int8 else 1e-5)
 
 
 @pytest.mark.parametrize("in_int8", [False, True], ids=["float", "int8"])

@@ -1,33 +1,54 @@
-"""Triton's kernels compile for GPUs, also where there is none."""
+"""Triton's kernels compile for GPUs, also where there is none, and become what they should."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-HOPPER = ("cuda", "90", "32", str(227 * 2**10))
-ADA = ("cuda", "89", "32", str(99 * 2**10))
-MI300 = ("hip", "gfx942", "64", str(64 * 2**10))
+# Architecture, threads a warp, bytes of shared memory, multiprocessors.
+HOPPER = ("cuda", 90, 32, 227 * 2**10, 132)
+ADA = ("cuda", 89, 32, 99 * 2**10, 142)
+MI300 = ("hip", "gfx942", 64, 64 * 2**10, 304)
+GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))]
+
+PRODUCTS = {"_whole_kernel", "_part_kernel", "_prefill", "_decode"}
+OTHERS = {"_rms_norm_kernel", "_silu_mul_kernel", "_append_kernel", "_finish_kernel", "_merge"}
 
 
-@pytest.mark.parametrize(
-    "gpu",
-    [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))],
-    ids=lambda gpu: gpu[1],
-)
-def test_all_kernels_compile(gpu: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: str(gpu[1]))
+def test_all_kernels_compile_and_products_are_the_tensor_cores(
+    gpu: tuple[str | int, ...], tmp_path: Path
+) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.compiling", *gpu],
+        [sys.executable, "-m", "tests.compiling", *map(str, gpu)],
         env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     # Triton warns where it is left to its default whether two roundings may become one.
     assert "FP_FUSION" not in done.stderr
-    assert {"_prefill", "_decode", "_merge", "_append_kernel"} < set(done.stdout.split())
-    suffix = "hsaco" if gpu[0] == "hip" else "cubin"
-    assert len(list(tmp_path.rglob(f"*.{suffix}"))) >= 12
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {each["kernel"] for each in kernels} >= PRODUCTS | OTHERS
+    if gpu[0] == "cuda":
+        for each in kernels:
+            check(each)
+
+
+def check(kernel: dict[str, Any]) -> None:
+    """Nothing spills, products are of the dtypes that are kept, and no loop waits for a load."""
+    name = kernel["kernel"]
+    products = set()
+    if name in ("_whole_kernel", "_part_kernel"):
+        products = {"s8"}
+    elif name in PRODUCTS:  # weights by values are of bf16 in any case
+        products = {"s8", "bf16"} if "torch.int8" in kernel["dtypes"] else {"bf16"}
+    assert set(kernel["products"]) == products, kernel
+    assert kernel["stack_bytes"] == 0, kernel
+    # Rows that do not begin at whole words cannot be copied to shared memory in the background.
+    assert kernel["waiting_loads"] == 0 or not kernel["aligned"], kernel

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.cache import CacheLayout, PagePool, RaggedCache
+from octavo.cache.planner import activation_bytes
 from octavo.engine import decode_graph
-from octavo.engine.decode_graph import Bucket, DecodeGraphs
+from octavo.engine.decode_graph import Bucket, DecodeGraphs, graph_bytes
 from octavo.engine.engine import Engine
 from tests.test_engine import CHUNK, engine, greedy, prompts, run, tokens_of
 
@@ -191,45 +193,124 @@ def test_steps_that_cannot_be_captured_or_come_out_wrong_run_plainly(
     assert reason in message
 
 
-def test_a_graph_is_captured_once_for_each_bucket_and_replayed(
-    demo: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replays: list[Bucket] = []
-    captured: list[Bucket] = []
-    lens: list[list[int]] = []
-    made = engine(demo)
+@dataclass
+class FakeGPU:
+    """What captured and replayed graphs did.
+
+    Attributes:
+        computed: the bucket of each step that was computed, with the lengths that the host knew.
+        replayed: the bucket of each replay.
+    """
+
+    computed: list[tuple[Bucket, list[int]]] = field(default_factory=list)
+    replayed: list[Bucket] = field(default_factory=list)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+    """Graphs that are replayed by computing anew with the lengths that a device would have read."""
+    seen = FakeGPU()
+    compute = DecodeGraphs._compute
+    decodes: list[DecodeGraphs] = []
 
     class Graph:
-        """Replays by computing anew with the lengths that a device would have read."""
+        def __init__(self) -> None:
+            self.bucket = seen.computed[-1][0]
 
         def replay(self) -> None:
-            assert isinstance(made.decode, DecodeGraphs)
-            bucket = next(
-                b for b, g in [*made.decode._graphs.items(), (captured[-1], self)] if g is self
-            )
-            replays.append(bucket)
-            _, positions, _ = made.decode._split(made.decode._inputs, bucket)
-            compute(made.decode, bucket, (positions + 1).tolist())
-
-    compute = DecodeGraphs._compute
+            seen.replayed.append(self.bucket)
+            _, positions, _ = decodes[-1]._split(decodes[-1]._inputs, self.bucket)
+            compute(decodes[-1], self.bucket, (positions + 1).tolist())
 
     def watched(self: DecodeGraphs, bucket: Bucket, kv_lens: list[int]) -> None:
-        lens.append(list(kv_lens))
-        captured.append(bucket)
+        decodes.append(self)
+        seen.computed.append((bucket, list(kv_lens)))
         compute(self, bucket, kv_lens)
 
     monkeypatch.setattr(DecodeGraphs, "_compute", watched)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    return seen
+
+
+def test_a_graph_is_captured_once_for_each_bucket_and_replayed(demo: LLM, gpu: FakeGPU) -> None:
     encoded = [prompt[:20] for prompt in prompts(demo.tokenizer, 3)]
     params = [greedy(10 + 7 * i) for i in range(3)]
     expected = tokens_of(run(engine(demo), encoded, params))
-    with_decode(made, capture=True)
+    made = with_decode(engine(demo), capture=True)
     assert tokens_of(run(made, encoded, params)) == expected
     # Each bucket is computed plainly, then with its bounds to warm up, then to be captured.
-    buckets = set(captured)
-    assert len(captured) == 3 * len(buckets) and len(buckets) > 1
-    for bucket, kv_lens in zip(captured[1::3], lens[1::3], strict=True):
+    buckets = {bucket for bucket, _ in gpu.computed}
+    assert len(gpu.computed) == 3 * len(buckets) and len(buckets) > 1
+    for bucket, kv_lens in gpu.computed[1::3]:
         assert kv_lens == [bucket.context] * bucket.size
-    assert set(replays) == buckets and len(replays) > 2 * len(buckets)
+    assert set(gpu.replayed) == buckets and len(gpu.replayed) > 2 * len(buckets)
+
+
+def test_a_warm_engine_captures_nothing_while_it_answers(demo: LLM, gpu: FakeGPU) -> None:
+    encoded = [prompt[:20] for prompt in prompts(demo.tokenizer, 3)]
+    expected = tokens_of(run(engine(demo), encoded, greedy(30)))
+    made = with_decode(engine(demo, max_num_seqs=5, max_model_len=200), capture=True)
+    made.warm_up()
+    captured = [bucket for bucket, _ in gpu.computed[::3]]
+    sizes, contexts = (5, 4, 2, 1), (200, 128, 32)  # the largest first
+    assert captured == [Bucket(size, context) for size in sizes for context in contexts]
+    assert gpu.replayed == captured  # each was compared with the plain step
+    # In the middle of its contexts: neither as short as padding nor as long as the bounds.
+    for bucket, kv_lens in gpu.computed[::3]:
+        assert kv_lens == [bucket.context // 2 + 1] * bucket.size
+    n_computed = len(gpu.computed)
+    assert tokens_of(run(made, encoded, greedy(30))) == expected
+    assert len(gpu.computed) == n_computed and len(gpu.replayed) > len(captured)
+    made.warm_up()
+    assert len(gpu.computed) == n_computed
+
+
+def test_a_warm_up_writes_to_the_spare_page_alone(demo: LLM, gpu: FakeGPU) -> None:
+    made = with_decode(engine(demo, max_model_len=200), capture=True)
+    made.pool.keys.zero_()
+    made.warm_up()
+    written = made.pool.keys.flatten(2).any(-1).any(0).nonzero().flatten().tolist()
+    assert written == [made.pool.spare_page]
+
+
+def test_an_engine_without_graphs_is_warm_already(demo: LLM, used: list[Bucket]) -> None:
+    engine(demo).warm_up()
+    assert not used
+
+
+@pytest.mark.parametrize("capture_fails_at", [1, 4])
+def test_a_warm_up_ends_where_a_step_cannot_be_captured(
+    demo: LLM, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, capture_fails_at: int,
+) -> None:  # fmt: skip
+    calls: list[int] = []
+
+    def capture(*_: Any, **__: Any) -> Any:
+        calls.append(1)
+        if len(calls) == capture_fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    made = with_decode(engine(demo, max_model_len=200), capture=True)
+    made.warm_up()
+    assert len(calls) == capture_fails_at
+    [record] = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert "CUDA out of memory" in record.getMessage() and "\n" not in record.getMessage()
+    encoded = [prompts(demo.tokenizer, 1)[0][:20]]
+    expected = tokens_of(run(engine(demo), encoded, greedy()))
+    assert tokens_of(run(made, encoded, greedy())) == expected
+
+
+def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(demo: LLM) -> None:
+    pool = engine(demo).pool
+    made = DecodeGraphs(demo.model, pool, 6, 512, capture=False)
+    places = (made._inputs, made._hidden, made._logits)
+    least = sum(place.numel() * place.itemsize for place in places)
+    n_graphs = len(made.sizes) * len(made.contexts)
+    n_kernels = n_graphs * demo.model.config.n_layers * decode_graph.KERNELS_A_LAYER
+    pool_bytes = activation_bytes(demo.model.config, 6) + 6 * demo.model.config.vocab_size * 8
+    expected = least + pool_bytes + n_kernels * decode_graph.KERNEL_BYTES
+    assert graph_bytes(pool.layout, demo.model, 6, 512) == expected

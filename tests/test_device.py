@@ -10,17 +10,28 @@ import torch
 from torch import Tensor
 
 from octavo import LLM, SamplingParams, Transformer
-from octavo.cache import CacheLayout
-from octavo.cache.planner import default_memory, free_bytes, working_bytes
+from octavo.cache import CacheLayout, planner
+from octavo.cache.planner import (
+    DEVICE_RUNTIME_BYTES,
+    LOGIT_BYTES,
+    LOGPROB_ROWS,
+    RUNTIME_BYTES,
+    activation_bytes,
+    default_memory,
+    free_bytes,
+    working_bytes,
+)
 from octavo.checkpoint import open_checkpoint
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.device import choose_device, to_device
+from octavo.engine import llm
 from octavo.engine.decode_graph import DecodeGraphs
 from octavo.engine.engine import Engine
 from octavo.errors import ConfigError
 from octavo.kernels import plain
 
 CUDA = torch.device("cuda:1")
+DEVICES = ("cpu", "cuda")
 GIB = 2**30
 
 
@@ -67,11 +78,36 @@ def test_a_gpus_budget_is_its_free_memory_and_what_the_allocator_keeps(
     assert free_bytes() != 22 * GIB
 
 
-def test_the_hosts_runtime_is_no_part_of_a_gpus_budget() -> None:
-    sizes = [working_bytes(MINISTRAL_8B, 16, 1024, torch.device(d)) for d in ("cpu", "cuda")]
-    from octavo.cache.planner import DEVICE_RUNTIME_BYTES, RUNTIME_BYTES
+def test_a_gpus_working_memory_is_its_own_runtime_and_all_that_a_step_makes() -> None:
+    n_seqs, chunk = 128, 8192
+    by_device = {d: working_bytes(MINISTRAL_8B, n_seqs, chunk, torch.device(d)) for d in DEVICES}
+    sampled = n_seqs * MINISTRAL_8B.vocab_size
+    added = DEVICE_RUNTIME_BYTES - RUNTIME_BYTES + sampled * (LOGIT_BYTES - 16)
+    assert by_device["cuda"] - by_device["cpu"] == added
+    # Few answers: prompts are scored in rows of their own number.
+    few = [working_bytes(MINISTRAL_8B, n, chunk, CUDA) for n in (1, LOGPROB_ROWS)]
+    assert few[0] == few[1] < by_device["cuda"]
 
-    assert sizes[1] - sizes[0] == DEVICE_RUNTIME_BYTES - RUNTIME_BYTES
+
+def test_the_int32_sums_of_the_widest_linear_are_within_what_a_pass_may_take() -> None:
+    config, tokens = MINISTRAL_8B, 8192
+    # While w3's sums are scaled: two residual streams, an int8 copy, w1's result, the sums, w3's.
+    alive = 2 * 2 * config.dim + config.dim + (2 + 4 + 2) * config.hidden_dim
+    assert tokens * alive <= activation_bytes(config, tokens)
+
+
+def test_a_budget_that_the_gpu_does_not_have_is_refused_before_the_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "free_bytes", lambda device: 79 * GIB)
+    monkeypatch.setattr(llm, "choose_device", lambda name: CUDA)
+    with pytest.raises(ConfigError) as caught:
+        LLM("demo", memory="80G")
+    message = str(caught.value)
+    assert message.startswith("memory: 80.00G are more than the 79.00G that are free on cuda:1;")
+    assert "give less (--memory)" in message and "\n" not in message
+    planner.check_budget(79 * GIB, CUDA)
+    planner.check_budget(80 * GIB, torch.device("cpu"))  # whose weights may be mapped
 
 
 @pytest.fixture

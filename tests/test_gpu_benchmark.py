@@ -7,13 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.gpu_targets import rows_of
+from benchmarks.processes import Finished
 from benchmarks.targets import Row
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +69,114 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
     result = json.loads(path.read_text())
     assert done.returncode == 1 and "failed: decode_1, prefill, " in done.stderr
     assert result["failed"]["passkey"] == "not begun: --minutes 0 are over"
+
+
+def parts_of(
+    monkeypatch: pytest.MonkeyPatch, path: Path, program: Callable[[list[str], float], Finished],
+    *arguments: object,
+) -> dict[str, Any]:  # fmt: skip
+    """What the benchmark makes of programs that `program` stands in for, and leaves in its file."""
+
+    def run(command: list[str], env: dict[str, str], timeout: float) -> Finished:
+        return program(command, timeout)
+
+    monkeypatch.setattr(gpu, "run", run)
+    command = ["gpu", "--device", "cpu", *SMALL, "--json", path, *arguments]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    gpu.Benchmark(gpu.parse_arguments(), torch.device("cpu")).measure()
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def written(command: list[str]) -> Path:
+    """The file that a program is to write."""
+    return Path(command[1 + max(command.index(f) for f in WRITES if f in command)])
+
+
+WRITES = ("--out", "--output", "--json")
+
+
+def test_whatever_a_part_fails_of_the_others_go_on_and_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "gpu.json"
+    seen: list[dict[str, Any]] = []
+
+    def program(command: list[str], timeout: float) -> Finished:
+        seen.append(json.loads(path.read_text()))
+        if "bench" in command:
+            stdout = "no JSON" if "40" in command else '{"batch": 1}'
+            return Finished(stdout, "octavo: by PyTorch\nloading\n", 0.0, 0)
+        if "passkey" in command:
+            assert command[command.index("--device") + 1] == "cpu"
+            raise OSError("no such program")
+        if "benchmarks.attention" in command:
+            raise SystemExit("exit code 1")
+        written(command).write_text('{"prefill_s": {"40": 2.0}}')
+        raise SystemExit("killed after 9 s")
+
+    result = parts_of(monkeypatch, path, program)
+    assert list(result["failed"]) == ["prefill", "attention", "passkey", "transformers"]
+    assert "JSONDecodeError" in result["failed"]["prefill"]
+    assert "no such program" in result["failed"]["passkey"]
+    assert result["transformers"] == {"prefill_s": {"40": 2.0}}  # before it was killed
+    assert result["long"] == result["decode_1"] == {"batch": 1} and "attention" not in result
+    by_pytorch = ["octavo: by PyTorch"]
+    assert result["warnings"] == dict.fromkeys(("decode_1", "prefill", "long"), by_pytorch)
+    assert "decode_1" not in seen[0] and "decode_1" in seen[1] and "attention" in seen[3]["failed"]
+
+
+def test_a_program_that_hangs_leaves_time_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def program(command: list[str], timeout: float) -> Finished:
+        given.append(timeout)
+        now[0] += timeout
+        raise SystemExit("killed")
+
+    parts_of(monkeypatch, tmp_path / "gpu.json", program, "--minutes", 8)
+    assert given == [240 / 2**i for i in range(6)]
+
+
+def test_figures_of_a_passkey_are_kept_where_the_cpus_are_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own: dict[str, Any] = {"lengths": [512], "depths": [0.5], "tries": 1, "seed": 0}
+    on_cpu = tmp_path / "cpu.json"
+
+    def program(command: list[str], timeout: float) -> Finished:
+        if "passkey" in command:
+            written(command).write_text(json.dumps(own))
+            return Finished("", "", 0.0, 0)
+        raise SystemExit("left out")
+
+    for seed in (0, 1):
+        other = own | {"seed": seed, "models": [{"right": 1}]}
+        on_cpu.write_text(json.dumps(other))
+        path = tmp_path / f"{seed}.json"
+        result = parts_of(monkeypatch, path, program, "--cpu-passkey", on_cpu)
+        assert result["passkey"] == own | ({} if seed else {"right_on_cpu": 1})
+        assert ("passkey" in result["failed"]) == bool(seed)
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(gpu.sysconfig, "get_path", lambda name: "/nowhere")
+    lacking = gpu.missing(cuda)
+    assert [each.split()[0] for each in lacking] == ["transformers", "triton", "a", "Python.h"]
+    assert len(gpu.missing(cpu)) == 1
+    monkeypatch.setattr(gpu, "find_spec", lambda name: object())
+    monkeypatch.setenv("CC", "cc")
+    assert gpu.missing(cpu) == [] and len(gpu.missing(cuda)) == 1
 
 
 def figures() -> dict[str, Any]:
@@ -129,6 +241,7 @@ def test_what_was_not_measured_has_no_row() -> None:
     result = figures()
     for part in ("transformers", "attention", "decode_64", "passkey"):
         del result[part]
+    result["passkey"] = {"models": []}  # ended before the first answer
     result["long"]["peak_device_bytes"] = None  # as on a CPU
     against = {row.against for row in rows_of(result)}
     assert against == {"the machine reads", "the machine's int8"}

@@ -47,11 +47,18 @@ def main() -> None:
     with torch.inference_mode():
         for n_tokens in options.prefill:
             result["prefill_s"][n_tokens] = prefill(model, n_tokens)
+            write(result, options.out)
         for batch in options.decode:
             gc.collect()  # the cache of the batch before
             step = decode_step(model, batch, options.context, options.steps)
             result["decode_step_s"][batch] = step
-    options.out.write_text(json.dumps(result), encoding="utf-8")
+            write(result, options.out)
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """What there is so far: the next measurement may find no memory, or no time."""
+    path.with_suffix(".new").write_text(json.dumps(result), encoding="utf-8")
+    path.with_suffix(".new").replace(path)
 
 
 def load(folder: str, device: torch.device) -> Any:

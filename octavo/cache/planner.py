@@ -16,10 +16,15 @@ from octavo.errors import ConfigError
 
 SHARE_OF_FREE = 0.9  # of the free memory that is taken by default
 RUNTIME_BYTES = 400 * 2**20  # Python, PyTorch, their thread pools, the tokenizer
-# On a GPU: CUDA's context, kernels and cuBLAS's workspaces, captured graphs, what lies idle between
-# the allocator's blocks. An estimate.
+# On a GPU: CUDA's context, kernels and cuBLAS's workspaces, what lies idle between the allocator's
+# blocks. An estimate.
 DEVICE_RUNTIME_BYTES = 768 * 2**20
 FP32 = 4
+LOGPROB_ROWS = 64  # prompt rows whose [rows, vocab] log-probabilities are in memory at a time
+# Of each logit of a step that is sampled on a GPU: itself, as given and divided by the temperature
+# (12), sorted with its place (12) and the sort's second copy of both, in whose room probabilities
+# and their sums are later (12). Bytes.
+LOGIT_BYTES = 36
 _CGROUP = Path("/sys/fs/cgroup")
 
 logger = logging.getLogger("octavo")
@@ -85,6 +90,7 @@ def plan_cache(
     max_num_seqs: int,
     chunk: int,
     device: torch.device = CPU,
+    graph_bytes: int = 0,
 ) -> CachePlan:
     """Share out a memory budget.
 
@@ -98,12 +104,13 @@ def plan_cache(
         max_num_seqs: answers in the making at once.
         chunk: tokens of one forward pass.
         device: whose memory it is.
+        graph_bytes: of working memory that captured graphs keep to themselves.
 
     Raises:
         ConfigError: not even the weights fit, or no sequence of max_model_len; with the figures
             that would.
     """
-    working = working_bytes(config, max_num_seqs, chunk, device)
+    working = working_bytes(config, max_num_seqs, chunk, device) + graph_bytes
     fixed = weight_bytes + working
     wanted = max_model_len or config.max_seq_len
     needed = layout.pages_needed(wanted, min(chunk, wanted))
@@ -152,12 +159,35 @@ def working_bytes(
 
     What the program takes of the host's memory counts where the model runs there.
     """
-    runtime = RUNTIME_BYTES if device.type == "cpu" else DEVICE_RUNTIME_BYTES
-    widest = max(config.hidden_dim, config.n_heads * config.head_dim, config.dim)
-    activations = chunk * (6 * widest + 4 * config.dim) * FP32
-    logits = 4 * max_num_seqs * config.vocab_size * FP32
     attention = 128 * 2**20
-    return runtime + activations + logits + attention
+    if device.type == "cpu":
+        logits = 4 * max_num_seqs * config.vocab_size * FP32
+        return RUNTIME_BYTES + activation_bytes(config, chunk) + logits + attention
+    logits = max(max_num_seqs, LOGPROB_ROWS) * config.vocab_size * LOGIT_BYTES
+    return DEVICE_RUNTIME_BYTES + activation_bytes(config, chunk) + logits + attention
+
+
+def activation_bytes(config: ModelConfig, n_tokens: int) -> int:
+    """Bytes of what the layers make of so many tokens in one pass, at its fullest moment.
+
+    That is the gate in PyTorch's own operators and fp32. A W8A8 linear whose sums are stored in
+    int32 before they are scaled takes less: 4 bytes an output beside 2 a number of three results.
+    """
+    widest = max(config.hidden_dim, config.n_heads * config.head_dim, config.dim)
+    return n_tokens * (6 * widest + 4 * config.dim) * FP32
+
+
+def check_budget(memory: int, device: torch.device) -> None:
+    """Refuse a budget that a GPU does not have. Of a CPU's, weights may be mapped, and swap counts.
+
+    Raises:
+        ConfigError: naming what was asked and what is free.
+    """
+    if device.type == "cuda" and memory > (free := free_bytes(device)):
+        raise ConfigError(
+            f"memory: {_gib(memory)} are more than the {_gib(free)} that are free on {device}; "
+            "give less (--memory), or end what else runs there"
+        )
 
 
 def default_memory(device: torch.device = CPU) -> int:

@@ -98,5 +98,9 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print("octavo: out of memory; try a shorter prompt or --max-tokens", file=sys.stderr)
+        print(
+            "octavo: out of memory; try a shorter prompt or --max-tokens, or give less --memory, "
+            "--max-num-batched-tokens or, of bench, --chunk or --batch",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)

@@ -157,6 +157,9 @@ def serve(
             prompt_lookup=prompt_lookup,
         )
         print(f"octavo: {llm.engine.plan.describe()}", flush=True)
+        if llm.engine.decode is not None:
+            print("octavo: capturing decode steps as CUDA graphs", flush=True)
+            llm.engine.warm_up()
         return llm
 
     def announce() -> None:

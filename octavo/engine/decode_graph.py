@@ -9,6 +9,7 @@ that fill it up store what nobody reads in a page that the pool keeps for that.
 from __future__ import annotations
 
 import logging
+import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.cache import PagePool, PassPages, RaggedCache, fill_table
+from octavo.cache import CacheLayout, PagePool, PassPages, RaggedCache, fill_table
+from octavo.cache.planner import FP32, activation_bytes
 from octavo.kernels.lens import Lens
 from octavo.model import Transformer
 
@@ -24,6 +26,10 @@ from octavo.model import Transformer
 # contexts.
 SHORTEST_CONTEXT = 4096
 CONTEXT_FACTOR = 4
+# What a captured kernel takes of the device's memory beside what it computes with, and how many
+# there are of a layer: estimates.
+KERNEL_BYTES = 8 * 2**10
+KERNELS_A_LAYER = 20
 RELATIVE_ERROR = 0.02  # of a graph's logits; sums may be taken in another order
 
 logger = logging.getLogger("octavo")
@@ -39,9 +45,9 @@ class Bucket(NamedTuple):
 class DecodeGraphs:
     """Runs decode steps of a model over a pool.
 
-    The first step of a bucket is captured. What a graph computes is compared with the same step
-    run without one; if it is wrong, or cannot be captured, a line says so and all steps are run
-    kernel by kernel.
+    A bucket's first step is captured, or all buckets at once by `warm_up`. What a graph computes is
+    compared with the same step run without one; if it is wrong, or cannot be captured, a line says
+    so and all steps are run kernel by kernel.
 
     Args:
         model: its weights may not move from here on.
@@ -61,8 +67,8 @@ class DecodeGraphs:
     ) -> None:
         self.model = model
         self.pool = pool
-        self.sizes = _steps(1, 2, max_num_seqs)
-        self.contexts = _steps(SHORTEST_CONTEXT, CONTEXT_FACTOR, max_model_len)
+        self.sizes = _sizes(max_num_seqs)
+        self.contexts = _contexts(max_model_len)
         self._capture = capture
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle() if capture else None
@@ -86,8 +92,7 @@ class DecodeGraphs:
         count = len(caches)
         kv_lens = [cache.length + 1 for cache in caches]
         bucket = Bucket(_fitting(self.sizes, count), _fitting(self.contexts, max(kv_lens)))
-        host = self._on_host(bucket, token_ids, caches)
-        self._inputs[: len(host)].copy_(host, non_blocking=True)
+        self._put(self._on_host(bucket, token_ids, caches))
         kv_lens += [1] * (bucket.size - count)
         if self._capture and bucket not in self._graphs:
             self._add_graph(bucket, kv_lens)
@@ -99,10 +104,37 @@ class DecodeGraphs:
             cache.length += 1
         return self._hidden[:count], self._logits[:count]
 
+    def warm_up(self) -> None:
+        """Capture all buckets, the largest first, whose memory serves the others.
+
+        Nobody may run meanwhile. The steps are of sequences that end in the middle of the bucket's
+        contexts and have the spare page alone.
+        """
+        started = time.perf_counter()
+        for size in reversed(self.sizes):
+            for context in reversed(self.contexts):
+                bucket = Bucket(size, context)
+                if not self._capture:
+                    return
+                if bucket in self._graphs:
+                    continue
+                host = self._on_host(bucket, [], [])
+                # All rows the same: they write to the same place.
+                host[size : 2 * size] = context // 2
+                self._put(host)
+                self._add_graph(bucket, [context // 2 + 1] * size)
+        logger.info(
+            "octavo: %d CUDA graphs of decode steps were captured in %.1f s",
+            len(self._graphs),
+            time.perf_counter() - started,
+        )
+
+    def _put(self, host: Tensor) -> None:
+        """The inputs of the next step, to their place in the device's own time."""
+        self._inputs[: len(host)].copy_(host, non_blocking=True)
+
     def _lengths(self, bucket: Bucket) -> list[int]:
-        """How many integers of the inputs are token ids, positions, and each kind's page table."""
-        entries = bucket.size * self.pool.layout.n_blocks(bucket.context)
-        return [bucket.size, bucket.size, *(rows * entries for rows in self.pool.layout.rows)]
+        return _lengths(self.pool.layout, bucket)
 
     def _split(self, inputs: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Token ids [B], positions [B] and each kind's page table [rows, B, n_blocks]."""
@@ -180,6 +212,35 @@ class DecodeGraphs:
             bucket.size,
             f"{bucket.context:,}",
         )
+
+
+def graph_bytes(
+    layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
+) -> int:
+    """Bytes that the graphs of all buckets keep: arguments as in `DecodeGraphs`; an estimate."""
+    config, largest = model.config, Bucket(max_num_seqs, max_model_len)
+    inputs = 8 * sum(_lengths(layout, largest))
+    results = max_num_seqs * (config.dim * model.dtype.itemsize + config.vocab_size * FP32)
+    # One pool of memory serves all graphs: the largest batch's. Logits are there in both dtypes.
+    logits = max_num_seqs * config.vocab_size * (model.dtype.itemsize + FP32)
+    made = activation_bytes(config, max_num_seqs) + logits
+    n_graphs = len(_sizes(max_num_seqs)) * len(_contexts(max_model_len))
+    n_kernels = n_graphs * config.n_layers * KERNELS_A_LAYER
+    return inputs + results + made + n_kernels * KERNEL_BYTES
+
+
+def _lengths(layout: CacheLayout, bucket: Bucket) -> list[int]:
+    """How many integers of the inputs are token ids, positions, and each kind's page table."""
+    entries = bucket.size * layout.n_blocks(bucket.context)
+    return [bucket.size, bucket.size, *(rows * entries for rows in layout.rows)]
+
+
+def _sizes(max_num_seqs: int) -> list[int]:
+    return _steps(1, 2, max_num_seqs)
+
+
+def _contexts(max_model_len: int) -> list[int]:
+    return _steps(SHORTEST_CONTEXT, CONTEXT_FACTOR, max_model_len)
 
 
 def _steps(first: int, factor: int, last: int) -> list[int]:

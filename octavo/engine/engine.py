@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
-from octavo.cache.planner import CachePlan, default_memory, plan_cache
+from octavo.cache.planner import LOGPROB_ROWS, CachePlan, default_memory, plan_cache
 from octavo.device import current
 from octavo.engine import sampler
 from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
-from octavo.engine.decode_graph import DecodeGraphs
+from octavo.engine.decode_graph import DecodeGraphs, graph_bytes
 from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -25,8 +25,6 @@ from octavo.engine.stats import EngineStats
 from octavo.errors import RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
-
-LOGPROB_ROWS = 64  # prompt rows whose [rows, vocab] log-probabilities are in memory at a time
 
 
 @dataclass
@@ -108,6 +106,8 @@ class Engine:
             memory = default_memory(model.device)
             if model.device.type == "cuda":
                 memory += weight_bytes  # they are there already, and part of the budget
+        captures = cuda_graphs and model.device.type == "cuda"
+        longest = max_model_len or model.config.max_seq_len
         self.plan: CachePlan = plan_cache(
             model.config,
             layout,
@@ -117,12 +117,13 @@ class Engine:
             max_num_seqs=max_num_seqs,
             chunk=max_num_batched_tokens,
             device=model.device,
+            graph_bytes=graph_bytes(layout, model, max_num_seqs, longest) if captures else 0,
         )
         self.max_model_len = self.plan.max_model_len
         self.pool = PagePool(layout, self.plan.n_pages, model.device, enable_prefix_caching)
         self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
         self.decode: DecodeGraphs | None = None
-        if cuda_graphs and model.device.type == "cuda":
+        if captures:
             self.decode = DecodeGraphs(model, self.pool, max_num_seqs, self.max_model_len)
         self._requests: dict[int, _Request] = {}
         self._next_id = 0
@@ -188,6 +189,17 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.waiting or self.scheduler.running)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """On a GPU, capture the graphs of all decode steps, which the first of each would wait for.
+
+        Only while nothing runs. Elsewhere, and without graphs, there is nothing to do.
+        """
+        assert not self.has_work
+        if self.decode is not None:
+            with current(self.model.device):
+                self.decode.warm_up()
 
     @torch.inference_mode()
     def step(self) -> list[RequestOutput]:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from octavo.cache import kv_dtype
-from octavo.cache.planner import default_memory
+from octavo.cache.planner import check_budget, default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
 from octavo.device import choose_device, current
@@ -103,6 +103,7 @@ class LLM:
             )
         # Before the weights are read: they are a part of what is shared out.
         budget = default_memory(where) if memory is None else parse_bytes(memory, "memory")
+        check_budget(budget, where)
         self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
         with current(where):
             self.model = Transformer.from_checkpoint(checkpoint, dtype, device=where)

@@ -43,8 +43,8 @@ def _append(
     turned = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     group = n_heads // n_kv_heads
     _append_kernel[(n_tokens, n_kv_heads)](
-        q, k, v, turned, cos, sin, *pages, slot_mapping.contiguous(), n_kv_heads, page_size,
-        head_dim // 2, GROUP=group, GROUP_BLOCK=triton.next_power_of_2(group),
+        q, k, v, turned, cos, sin, *pages, slot_mapping.contiguous(), n_kv_heads, head_dim // 2,
+        PAGE_SIZE=page_size, GROUP=group, GROUP_BLOCK=triton.next_power_of_2(group),
         HALF_BLOCK=triton.next_power_of_2(head_dim // 2), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return turned
@@ -102,8 +102,8 @@ def _append_kernel(
     value_scales: tl.tensor,
     slots: tl.tensor,
     n_kv_heads: tl.tensor,
-    page_size: tl.tensor,
     half: tl.tensor,
+    PAGE_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
@@ -124,7 +124,7 @@ def _append_kernel(
     tl.store(turned + block + half, second, is_query)
 
     slot = tl.load(slots + token)
-    place = (slot // page_size * n_kv_heads + head) * page_size + slot % page_size
+    place = (slot // PAGE_SIZE * n_kv_heads + head) * PAGE_SIZE + slot % PAGE_SIZE
     row = (token * n_kv_heads + head) * 2 * half + at
     key_first, key_second = _turned(k, row, inside, half, own_cos, own_sin)
     _store(key_first, key_second, keys, key_scales, place, at, inside, half)

@@ -43,7 +43,7 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
     if call.window is not None:
         n_seen = min(n_seen, call.window + at_most - 1)
     splits = n_splits(n_sequences * call.n_kv_heads, n_seen, call.q.device)
-    blocks = block_sizes(call.operand, n_rows)
+    blocks = block_sizes(call.operand, n_rows, call.pages.keys.dtype)
     grid = (splits, call.n_kv_heads, len(call.query_lens))
     if splits == 1:
         _decode[grid](*call.arguments(), None, None, n_rows, at_most, **call.constants(blocks))
@@ -66,11 +66,13 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
     )
 
 
-def block_sizes(operand: tl.dtype, n_rows: int) -> Blocks:
-    """By what products are of, and the rows that there are."""
+def block_sizes(operand: tl.dtype, n_rows: int, kept: torch.dtype) -> Blocks:
+    """By what products are of, the rows that there are, and what keys and values are kept in."""
     rows = max(16, triton.next_power_of_2(n_rows))  # a product has 16 at least
     keys = 16 if operand == tl.float32 and not INTERPRETED else 64
-    return Blocks(rows, keys, warps=4, stages=3)
+    # The page table is one stage ahead of the keys, and these of their product. Pages of int8 are
+    # widened in registers, which leaves room for half the programs: each reads two blocks ahead.
+    return Blocks(rows, keys, warps=4, stages=5 if kept == torch.int8 else 3)
 
 
 def n_splits(n_programs: int, n_keys: int, device: torch.device) -> int:

@@ -103,53 +103,66 @@ def attend(
         q = q.to(tl.float32)
         # A maximum may pass over a NaN; 0 · q does not.
         largest = tl.max(tl.abs(q), 1) + tl.sum(0.0 * q, 1)
-        q_scales = tl.where(largest == 0, 1.0, largest / 127.0)
+        # Of so little nothing is left beside other numbers; a scale of 0 would make NaN of -inf.
+        q_scales = tl.where(largest < 1e-30, 1.0, largest / 127.0)
         q = _round_to_int8(q / q_scales[:, None])
         row_scales *= q_scales
     sums = tl.zeros([BLOCK_ROWS, HEAD_DIM], tl.float32)
     highest = tl.full([BLOCK_ROWS], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
 
-    # All queries see the keys inner…outer-1, whole blocks; before and after, some see some.
+    # In blocks: all queries see inner…outer-1; of those before and after, some see some.
     first_seen = first_seen_by(first_position, window)
-    inner = tl.cdiv(first_seen_by(last_position, window), BLOCK_KEYS) * BLOCK_KEYS
-    inner = tl.minimum(tl.maximum(inner, begin), end)
-    outer = tl.maximum(first_position + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
-    outer = tl.minimum(tl.maximum(outer, inner), end)
+    first, last = begin // BLOCK_KEYS, tl.cdiv(end, BLOCK_KEYS)
+    inner = tl.cdiv(first_seen_by(last_position, window), BLOCK_KEYS)
+    inner = tl.minimum(tl.maximum(inner, first), last)
+    outer = tl.maximum(first_position + 1, 0) // BLOCK_KEYS
+    outer = tl.minimum(tl.maximum(outer, inner), last)
 
     column = tl.arange(0, HEAD_DIM)
     for part in tl.static_range(1 if window is None else 0, 3):
-        low = begin if part == 0 else inner if part == 1 else outer
-        high = inner if part == 0 else outer if part == 1 else end
-        for block in range(low, high, BLOCK_KEYS):
-            key = block + tl.arange(0, BLOCK_KEYS)
-            read = key
+        low = first if part == 0 else inner if part == 1 else outer
+        high = inner if part == 0 else outer if part == 1 else last
+        for block in range(low, high):
+            # The compiler sees that a page's keys and scales lie in order, and reads them in wide
+            # loads ahead of their use, as long as nothing here depends on a single key.
+            key = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+            index = key // PAGE_SIZE
             if part != 1:
-                # In place of a token that none sees, whose page may be any number, one that is.
-                read = tl.minimum(tl.maximum(key, first_seen), end - 1)
-            page = tl.load(table + read // PAGE_SIZE)  # int64, and so what is made of it
-            slot = (page * N_KV_HEADS + kv_head) * PAGE_SIZE + read % PAGE_SIZE
+                # In place of a page that none sees, which may be any number, one that is.
+                index = tl.maximum(index, first_seen // PAGE_SIZE)
+                index = tl.minimum(index, (end - 1) // PAGE_SIZE)
+            page = tl.load(table + index)  # int64, and so what is made of it
+            slot = (page * N_KV_HEADS + kv_head) * PAGE_SIZE + key % PAGE_SIZE
             place = slot[:, None] * HEAD_DIM + column[None, :]
             k = tl.load(keys + place)
-            v = tl.load(values + place)
+            seen = (key >= first_seen) & (key < end)  # all of part 1
+            if part == 1 or value_scales is not None:
+                v = tl.load(values + place)
+            else:
+                # A weight of 0 does not undo what an unseen token may have left there: 0 · NaN.
+                v = tl.load(values + place, mask=seen[:, None], other=0.0)
             if key_scales is None:
                 scores = _product(q, tl.trans(_as(OPERAND, k)), None)
             else:
                 scores = tl.dot(q, tl.trans(k)).to(tl.float32)
                 scores *= tl.load(key_scales + slot).to(tl.float32)[None, :]
-            scores *= row_scales[:, None]
             if part != 1:
                 visible = key[None, :] <= positions[:, None]
                 if window is not None:
                     visible &= key[None, :] > positions[:, None] - window
                 scores = tl.where(visible, scores, float("-inf"))
 
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            weights = tl.exp2(scores - higher[:, None])
+            # Rows are scaled in the exponent, where a product and a difference are one instruction.
+            higher = tl.maximum(highest, tl.max(scores, 1) * row_scales)
+            weights = tl.exp2(scores * row_scales[:, None] - higher[:, None])
             shrink = tl.exp2(highest - higher)
             total = total * shrink + tl.sum(weights, 1)
             if value_scales is not None:
-                weights *= tl.load(value_scales + slot).to(tl.float32)[None, :]
+                v_scales = tl.load(value_scales + slot).to(tl.float32)
+                if part != 1:
+                    v_scales = tl.where(seen, v_scales, 0.0)
+                weights *= v_scales[None, :]
             sums = _product(_as(OPERAND, weights), _as(OPERAND, v), sums * shrink[:, None])
             highest = higher
     return sums, highest, total

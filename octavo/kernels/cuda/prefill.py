@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import typing
 
+import torch
 import triton
 import triton.language as tl
 
 from octavo.kernels.cuda.call import AttentionCall, Blocks
 from octavo.kernels.cuda.key_loop import attend, first_seen_by, rows_of
 from octavo.kernels.cuda.launch import INTERPRETED
+from octavo.kernels.cuda.tiling import Processors, processors
 
 _SEQUENCES = tl.constexpr(128)  # whose first blocks are looked at in one load
 
 
 def launch(call: AttentionCall, more_than: int) -> None:
     """Attention of the sequences with more new tokens than that, into their rows of call.out."""
-    blocks = block_sizes(call.operand)
+    blocks = block_sizes(call.operand, call.pages.keys.dtype, processors())
     n_sequences = len(call.query_lens)
     n_blocks = len(call.q) // (blocks.rows // call.group) + n_sequences
     _prefill[n_blocks, call.n_kv_heads](
@@ -30,12 +32,17 @@ def launch(call: AttentionCall, more_than: int) -> None:
     )
 
 
-def block_sizes(operand: tl.dtype) -> Blocks:
-    """By what products are of."""
-    # Without tensor cores a product is spelled out, in registers; the interpreter has it at once.
+def block_sizes(operand: tl.dtype, kept: torch.dtype, device: Processors) -> Blocks:
+    """By what products are of, what keys and values are kept in, and what registers must hold."""
+    # Without tensor cores a product is spelled out, in registers; the interpreter has no registers.
     if operand == tl.float32 and not INTERPRETED:
         return Blocks(rows=16, keys=16, warps=4, stages=3)
-    return Blocks(rows=128, keys=64, warps=8, stages=3)
+    if INTERPRETED or device.multiply_in_shared_memory:
+        return Blocks(rows=128, keys=64, warps=8, stages=3)
+    # More would spill: values are in registers before they are multiplied, int8 ones twice.
+    if kept == torch.int8:
+        return Blocks(rows=64, keys=64, warps=8, stages=3)
+    return Blocks(rows=128, keys=32, warps=8, stages=3)
 
 
 @triton.jit(do_not_specialize=["table_stride", "window", "n_sequences", "more_than"])

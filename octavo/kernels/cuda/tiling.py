@@ -38,7 +38,13 @@ class Processors(NamedTuple):
     number: int
     shared_memory: int
 
+    @property
+    def multiply_in_shared_memory(self) -> bool:
+        """Whether products read what they multiply there, as on Hopper and after: not registers."""
+        return self.shared_memory >= _HOPPER_SHARED_MEMORY
 
+
+_HOPPER_SHARED_MEMORY = 227 * 2**10
 N_STAGES = 4  # blocks of inputs and weights that are under way at once
 # Few tokens wait for the weight: long runs of its rows, and tiles narrow enough that all
 # processors have some. Many tokens wait for arithmetic: tiles as large as registers hold, so that

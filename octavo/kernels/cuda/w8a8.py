@@ -153,10 +153,7 @@ def _place(
     height = tl.minimum(n_down - top, NEIGHBOURS)
     place = program % (NEIGHBOURS * n_across)
     down, across = top + place % height, place // height
-    return (
-        (down * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64),
-        (across * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64),
-    )
+    return down * BLOCK_M + tl.arange(0, BLOCK_M), across * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
 @triton.jit
@@ -180,8 +177,10 @@ def _sums(
     Instead of tokens and outputs that are not there, the first ones are read again.
     """
     inputs = tl.arange(0, BLOCK_K)
-    q += (tokens % n_tokens)[:, None] * n_inputs + inputs[None, :]
-    weight += (outputs % n_outputs)[None, :] * n_inputs + inputs[:, None]
+    tokens = tl.where(tokens < n_tokens, tokens, 0).to(tl.int64)
+    outputs = tl.where(outputs < n_outputs, outputs, 0).to(tl.int64)
+    q += tokens[:, None] * n_inputs + inputs[None, :]
+    weight += outputs[None, :] * n_inputs + inputs[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for step in range(first, last):
         start = step * BLOCK_K
@@ -213,7 +212,7 @@ def _store_scaled(
     result *= tl.load(weight_scale + outputs, is_output, 0.0)[None, :]
     if bias is not None:
         result += tl.load(bias + outputs, is_output, 0.0)[None, :]
-    at = out + tokens[:, None] * n_outputs + outputs[None, :]
+    at = out + tokens.to(tl.int64)[:, None] * n_outputs + outputs[None, :]
     tl.store(at, rounded(result, out.dtype.element_ty), is_token[:, None] & is_output[None, :])
 
 
@@ -265,7 +264,7 @@ def _part_kernel(
         q, weight, tokens, outputs, part * size, tl.minimum(part * size + size, n_steps), n_tokens,
         n_outputs, n_inputs, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
     )  # fmt: skip
-    at = sums + (part * n_tokens + tokens[:, None]) * n_outputs + outputs[None, :]
+    at = sums + (part.to(tl.int64) * n_tokens + tokens[:, None]) * n_outputs + outputs[None, :]
     tl.store(at, total, (tokens < n_tokens)[:, None] & (outputs < n_outputs)[None, :])
 
 
@@ -282,10 +281,11 @@ def _finish_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Some outputs of a token."""
-    tokens = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    tokens = tl.program_id(0) + tl.arange(0, 1)
     outputs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((1, BLOCK), tl.int32)
     for part in range(N_PARTS):
-        at = sums + (part * n_tokens + tokens[:, None]) * n_outputs + outputs[None, :]
+        row = part * n_tokens + tokens.to(tl.int64)
+        at = sums + row[:, None] * n_outputs + outputs[None, :]
         total += tl.load(at, (outputs < n_outputs)[None, :], 0)
     _store_scaled(total, scale, weight_scale, bias, out, tokens, outputs, n_tokens, n_outputs)

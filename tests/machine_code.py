@@ -1,0 +1,72 @@
+"""What a kernel became: registers that spilled, products, and loads that its loops wait for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+
+_PROGRAMS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_PRODUCT = re.compile(r"(?:wgmma\.mma_async|mma\.sync)\.\S*?\.(s8|bf16|f16|tf32)\.")
+_LABEL = re.compile(r"^(\.L_\S+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(.*?);")
+_JUMP = re.compile(r"^BRA\S*\s.*`\((\.L_\S+)\)")
+
+
+class MachineCode(NamedTuple):
+    """A kernel as compiled for an NVIDIA GPU.
+
+    Attributes:
+        stack_bytes: a thread's in memory, where what registers do not hold is spilled.
+        products: what its tensor-core instructions multiply, in PTX's names.
+        waiting_loads: loads into registers, in loops that multiply: each waits for memory, where a
+            copy to shared memory is begun steps before its use.
+    """
+
+    stack_bytes: int
+    products: list[str]
+    waiting_loads: int
+
+
+def machine_code(cubin: bytes, ptx: str) -> MachineCode:
+    """Read what Triton made."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run("cuobjdump", "-res-usage", file.name)
+        listing = _run("nvdisasm", "-c", file.name)
+    return MachineCode(
+        stack_bytes=sum(map(int, re.findall(r"STACK:(\d+)", usage))),
+        products=sorted(set(_PRODUCT.findall(ptx))),
+        waiting_loads=sum(
+            instruction.startswith("LDG.")
+            for loop in _loops(listing)
+            if any(re.match(r"\w*MMA\.", instruction) for instruction in loop)
+            for instruction in loop
+        ),
+    )
+
+
+def _loops(listing: str) -> list[list[str]]:
+    """From each label to the jumps back to it."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    loops = []
+    for line in listing.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif found := _INSTRUCTION.match(line):
+            instructions.append(found[1])
+            jump = _JUMP.match(found[1])
+            if jump and jump[1] in labels:
+                loops.append(instructions[labels[jump[1]] :])
+    return loops
+
+
+def _run(program: str, *arguments: str) -> str:
+    command = [str(_PROGRAMS / program), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, since each may take a gigabyte. One that is idle takes over half of what the other
+# has yet to run, so that few of a file's fixtures are made twice.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all lint types evaluate lock clean
@@ -11,10 +14,10 @@ demo: $(INSTALLED)
 	$(BIN)/octavo demo
 
 test: $(INSTALLED) lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,10 +3,14 @@
 Without a compiler the package installs all the same, and runs on the kernels in PyTorch.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from itertools import chain
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 # -ffp-contract: products and sums in one instruction. -Wno-psabi: vectors never leave a file.
 # -fopenmp: compiled for it and not linked to it, see kernels/cpu/library.py.
@@ -14,7 +18,24 @@ FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", 
 if sys.platform == "linux":
     FLAGS += ["-fopenmp", "-Wno-psabi"]
 
+
+class BuildExt(build_ext):
+    """As setuptools', with as many compilers at once as there are cores."""
+
+    def build_extension(self, ext):
+        compile_all = self.compiler.compile
+
+        def compile_each(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile_all([source], **options), sources)
+                return list(chain.from_iterable(made))
+
+        self.compiler.compile = compile_each
+        super().build_extension(ext)
+
+
 setup(
+    cmdclass={"build_ext": BuildExt},
     ext_modules=[
         Extension(
             "octavo.kernels.cpu._native",
@@ -24,5 +45,5 @@ setup(
             language="c++",
             optional=True,
         )
-    ]
+    ],
 )

@@ -7,6 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Where tests run in several processes (`make test`), more threads would mostly wait for each other.
+# PyTorch reads this when it is imported, and so does what tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from openai import OpenAI
@@ -24,6 +29,15 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads for PyTorch and the library, whatever the cores and the environment."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="session")

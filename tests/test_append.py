@@ -18,6 +18,7 @@ from octavo.kernels.cuda import launch
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages, quantize_kv
 from octavo.model.rope import rotary_angles
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 PAGE = 4
 
 

@@ -24,6 +24,7 @@ from tests.paging import (
     random_batch,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_ATTEND.keys())
 EVERY = INT8_ATTEND | TRITON
 attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())

@@ -13,6 +13,8 @@ from octavo.kernels import blockwise, fused, int8, reference, widened
 from octavo.kernels.cpu import attention as native
 from octavo.model.rope import rotary_angles
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def test_rms_norm_against_fp64() -> None:
     x, weight = torch.randn(5, 32), torch.randn(32)

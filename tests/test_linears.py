@@ -20,6 +20,7 @@ from octavo.kernels.cuda import w8a8 as triton_w8a8
 from octavo.model.linear import LinearW8A8
 from octavo.schemes import SCHEMES
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = [(1, 1, 16), (1, 100, 64), (2, 33, 48), (7, 128, 2048), (13, 16, 1040), (200, 50, 96)]
 each_isa = pytest.mark.parametrize("isa", [0, 1], ids=library.ISAS[:2])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -28,6 +28,7 @@ from tests.paging import (
     random_batch,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
 EVERY = ATTEND | TRITON
 attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import make_parser, write_json
+from benchmarks.common import make_parser
+from benchmarks.figures import write_figures
 from octavo import kernels
 from octavo.bench.context import fill
 from octavo.bench.machine import measure_machine
@@ -65,7 +66,7 @@ def main() -> None:
         + ("" if machine.int8_tops is None else f", does {machine.int8_tops:.2f} int8 TOPS")
         + ("" if machine.bf16_tflops is None else f" and {machine.bf16_tflops:.1f} bf16 TFLOP/s")
     )
-    write_json(result, options.json)
+    write_figures(result, options.json)
 
 
 def parse_arguments() -> argparse.Namespace:

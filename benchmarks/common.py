@@ -1,9 +1,8 @@
-"""What the quantiser's benchmarks share: their command line, texts, tables, figures as JSON."""
+"""What the quantiser's benchmarks share: their command line, texts, tables."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -83,9 +82,3 @@ def print_table(title: str, result: Mapping[str, Any], rows: Sequence[Mapping[st
     )
     for cells in (list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)):
         print(f"| {' | '.join(cells)} |")
-
-
-def write_json(result: Mapping[str, Any], path: Path | None) -> None:
-    """The figures, for programs, if they are wanted."""
-    if path is not None:
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from benchmarks.checkpoints import q8_file, w8a8_folder
+from benchmarks.figures import read_figures, write_figures
 from benchmarks.machine import cores, cpu_name
 from benchmarks.performance_page import write_page
 from benchmarks.processes import run, run_to_file
@@ -38,10 +39,7 @@ Result = dict[str, Any]
 def main() -> None:
     """Measure what is asked for, write the page."""
     options = parse_arguments()
-    if options.source:
-        result = json.loads(options.source.read_text(encoding="utf-8"))
-    else:
-        result = measure(options)
+    result = read_figures(options.source) if options.source else measure(options)
     if not options.no_page:
         write_page(result, options.docs)
 
@@ -110,7 +108,7 @@ def measure(options: argparse.Namespace) -> Result:
         parts[VLLM] = measure_vllm
     for name, part in parts.items():
         result[name] = part(options)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_figures(result, options.json)
     return result
 
 
@@ -206,7 +204,7 @@ def run_module(name: str, arguments: list[str], options: argparse.Namespace) -> 
     path = options.json.with_name(f"{options.json.name}.part")
     command = [sys.executable, "-m", name, *arguments, "--json", str(path)]
     run(command, environment(options), TIMEOUT)
-    figures: Result = json.loads(path.read_text(encoding="utf-8"))
+    figures = read_figures(path)
     path.unlink()
     return figures
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.figures import read_figures, write_figures
 from benchmarks.gpu_targets import BATCHES, rows_of
 from benchmarks.performance_page import targets_table
 from benchmarks.processes import Finished, run
@@ -125,7 +126,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self.options = options
         self.device = device
-        self._on_cpu: Result | None = options.cpu_passkey and read(options.cpu_passkey)
+        self._on_cpu: Result | None = options.cpu_passkey and read_figures(options.cpu_passkey)
         self._end = time.monotonic() + 60 * options.minutes
         # What picks its device by itself takes the same.
         self._env = {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
@@ -158,7 +159,7 @@ class Benchmark:
             "transformers": self.transformers,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        self._write(result)  # a path that cannot be written is known at once
+        write_figures(result, options.json)  # a path that cannot be written is known at once
         for name, part in parts.items():
             self._warnings = []
             try:
@@ -171,11 +172,8 @@ class Benchmark:
                 result["failed"][name] = why
             if self._warnings:
                 result["warnings"][name] = self._warnings
-            self._write(result)
+            write_figures(result, options.json)
         return result
-
-    def _write(self, result: Result) -> None:
-        self.options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     def decode(self, batch: int) -> Result:
         """Steps of a batch, after a context that is filled in but for its end."""
@@ -261,9 +259,9 @@ class Benchmark:
                 self._run([sys.executable, *arguments, flag, str(path)])
             except SystemExit as failure:
                 if path.exists():
-                    raise Unfinished(str(failure), read(path)) from None
+                    raise Unfinished(str(failure), read_figures(path)) from None
                 raise
-            return read(path)
+            return read_figures(path)
 
     def _run(self, command: list[str]) -> Finished:
         """Run it to its end, with the lines by which octavo warned."""
@@ -282,12 +280,6 @@ class Benchmark:
     def _gpu(self) -> str | None:
         on_gpu = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if on_gpu else None
-
-
-def read(path: Path) -> Result:
-    """The JSON object in a file."""
-    figures: Result = json.loads(path.read_text(encoding="utf-8"))
-    return figures
 
 
 if __name__ == "__main__":

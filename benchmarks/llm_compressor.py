@@ -33,6 +33,7 @@ from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from torch import Tensor
 
 from benchmarks import common
+from benchmarks.figures import write_figures
 from octavo import Transformer
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.evaluate.divergence import kl_divergence
@@ -68,7 +69,7 @@ def main() -> None:
         result,
         [{name: f"{v:.3g}" if name != "dtype" else v for name, v in row.items()} for row in rows],
     )
-    common.write_json(result, options.json)
+    write_figures(result, options.json)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import make_parser, write_json
+from benchmarks.common import make_parser
+from benchmarks.figures import write_figures
 from octavo import kernels
 from octavo.kernels.cpu import library
 
@@ -56,7 +57,7 @@ def main() -> None:
         print(f"  {name.replace('_', ' '):10} {result[f'{name}_s'] * 1e3:8.1f} ms")
     print(f"in turn they take {result['ratio']:.3f} of the sum")
     print(f"loaded: {', '.join(result['runtimes'])}")
-    write_json(result, options.json)
+    write_figures(result, options.json)
 
 
 def parse_arguments() -> argparse.Namespace:

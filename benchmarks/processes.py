@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from benchmarks.figures import read_figures
 
 SAMPLE_SECONDS = 1.0  # between looks at the memory; each costs milliseconds of a core
 TAIL = 4000  # characters of what a failed program printed that are shown
@@ -76,7 +77,7 @@ def run_to_file(command: Sequence[str], env: Mapping[str, str], timeout: float) 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
         finished = run([*command, "--out", str(out)], env, timeout)
-        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        result = read_figures(out)
     result["peak_rss_bytes"] = finished.peak_rss_bytes
     if "first_token_at" in result:
         result["first_token_s"] = result.pop("first_token_at") - finished.started

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import make_parser, write_json
+from benchmarks.common import make_parser
+from benchmarks.figures import write_figures
 from octavo.bench.random_model import random_state
 from octavo.bench.shapes import find_shape, quantised
 from octavo.config import ModelConfig
@@ -53,7 +54,7 @@ def main() -> None:
     print(
         f"\n{result['ratio']:.2f} times as fast; the tokens are {'the same' if same else 'OTHERS'}"
     )
-    write_json(result, options.json)
+    write_figures(result, options.json)
     if not same:
         raise SystemExit("prompt lookup changed the answer")
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
+from benchmarks.figures import write_figures
 from octavo import Transformer
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.checkpoint.writer import copy_tokenizer
@@ -68,7 +69,7 @@ def main() -> None:
     common.print_table(
         f"{options.scheme}, computed in {options.dtype}", result, [cells(row) for row in rows]
     )
-    common.write_json(result, options.json)
+    write_figures(result, options.json)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.common import make_parser
-from benchmarks.common import write_json as write_figures
+from benchmarks.figures import write_figures
 from octavo.checkpoint import DEMO
 from octavo.checkpoint.ministral import MINISTRAL_8B
 from octavo.checkpoint.writer import mistral_params, write_json

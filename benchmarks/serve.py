@@ -31,6 +31,7 @@ from typing import Any
 
 import httpx2 as httpx
 
+from benchmarks.figures import write_figures
 from benchmarks.load import make_chats, run_load
 from benchmarks.machine import cores, cpu_name
 from octavo.checkpoint import resolve_model
@@ -66,8 +67,7 @@ def main() -> None:
         "ratios": ratios(rows, options.peer),
     }
     print_table(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_figures(result, options.json)
     if any(row["errors"] for row in rows):
         sys.exit("there were errors")
 

@@ -20,6 +20,7 @@ from octavo import LLM
 from octavo.checkpoint import DEMO
 from tests.checkpoints import small_config, write_mistral
 from tests.serving import CARD_MODEL, Server
+from tests.threads import threads
 
 # Without a GPU, Triton's kernels are run by its interpreter; they ask for it when they are defined.
 if not torch.cuda.is_available():
@@ -33,11 +34,8 @@ def _seeded() -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Two threads for PyTorch and the library, whatever the cores and the environment."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(n_threads)
+    with threads(2):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from tests.paging import (
     quantised,
     random_batch,
 )
+from tests.threads import threads
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_ATTEND.keys())
@@ -113,15 +114,11 @@ def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) 
     q, pages, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
     pages = quantised(pages)
     together = attend(q, pages, page_table, query_lens, kv_lens, 12).split(query_lens)
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         for i, queries in enumerate(q.split(query_lens)):
             one = slice(i, i + 1)
             alone = attend(queries, pages, page_table[one], query_lens[one], kv_lens[one], 12)
             assert torch.equal(alone, together[i])
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 @product_each

@@ -27,6 +27,7 @@ from tests.paging import (
     poison_all_but,
     random_batch,
 )
+from tests.threads import threads
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 attend_each = pytest.mark.parametrize("attend", ATTEND.values(), ids=ATTEND.keys())
@@ -102,17 +103,13 @@ def test_an_answer_does_not_depend_on_its_company_or_on_threads(attend: Attend) 
     generator = torch.Generator().manual_seed(8)
     q, pages, page_table, query_lens, kv_lens = random_batch(generator, 30, 4)
     together = attend(q, pages, page_table, query_lens, kv_lens, 12).split(query_lens)
-    n_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with threads(1):
         for i, queries in enumerate(q.split(query_lens)):
             alone = attend(
                 queries, pages, page_table[i : i + 1], query_lens[i : i + 1],
                 kv_lens[i : i + 1], 12,
             )  # fmt: skip
             assert torch.equal(alone, together[i])
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def test_the_definition_is_attention_over_the_tokens_in_order() -> None:

@@ -22,6 +22,7 @@ from octavo.engine.outputs import CompletionOutput
 from octavo.engine.structured_outputs import MAX_GRAMMAR_LENGTH, MAX_SCHEMA_DEPTH, read_schema
 from octavo.errors import RequestError
 from octavo.tokenizer import Tokenizer
+from tests.threads import threads
 
 PROMPT = [{"role": "user", "content": "What's the weather like today in Paris?"}]
 SHORT = {"type": "string", "maxLength": 6}
@@ -73,10 +74,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[LLM]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # this small, threads would mostly wait for one another
-    yield LLM("demo", max_num_seqs=16)
-    torch.set_num_threads(n_threads)
+    with threads(1):  # this small, more would mostly wait for one another
+        yield LLM("demo", max_num_seqs=16)
 
 
 def answers(llm: LLM, n: int = 12, max_tokens: int = 100, **form: Any) -> list[CompletionOutput]:

@@ -22,6 +22,7 @@ from octavo.engine.tool_grammar import ToolChoice, hold_to_tools
 from octavo.errors import RequestError
 from octavo.tokenizer import Tokenizer
 from octavo.tool_calls import split_answer
+from tests.threads import threads
 
 PROMPT = [{"role": "user", "content": "What's the weather like today in Paris?"}]
 
@@ -56,10 +57,8 @@ SCHEMAS = {each["function"]["name"]: each["function"]["parameters"] for each in 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[LLM]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # this small, threads would mostly wait for one another
-    yield LLM("demo", max_num_seqs=16)
-    torch.set_num_threads(n_threads)
+    with threads(1):  # this small, more would mostly wait for one another
+        yield LLM("demo", max_num_seqs=16)
 
 
 def answers(

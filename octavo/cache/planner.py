@@ -161,10 +161,11 @@ def working_bytes(
     """
     attention = 128 * 2**20
     if device.type == "cpu":
-        logits = 4 * max_num_seqs * config.vocab_size * FP32
-        return RUNTIME_BYTES + activation_bytes(config, chunk) + logits + attention
-    logits = max(max_num_seqs, LOGPROB_ROWS) * config.vocab_size * LOGIT_BYTES
-    return DEVICE_RUNTIME_BYTES + activation_bytes(config, chunk) + logits + attention
+        runtime, per_word = RUNTIME_BYTES, 4 * max_num_seqs * FP32
+    else:
+        runtime, per_word = DEVICE_RUNTIME_BYTES, max(max_num_seqs, LOGPROB_ROWS) * LOGIT_BYTES
+    logits = per_word * config.vocab_size
+    return runtime + activation_bytes(config, chunk) + logits + attention
 
 
 def activation_bytes(config: ModelConfig, n_tokens: int) -> int:

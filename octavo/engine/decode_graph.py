@@ -12,6 +12,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,11 @@ class Bucket(NamedTuple):
 
     size: int
     context: int
+
+    def lengths(self, layout: CacheLayout) -> list[int]:
+        """How many integers of the inputs are token ids, positions, and each kind's page table."""
+        entries = self.size * layout.n_blocks(self.context)
+        return [self.size, self.size, *(rows * entries for rows in layout.rows)]
 
 
 class DecodeGraphs:
@@ -74,7 +80,9 @@ class DecodeGraphs:
         self._memory = torch.cuda.graph_pool_handle() if capture else None
         config, device = model.config, model.device
         largest = Bucket(max_num_seqs, max_model_len)
-        self._inputs = torch.zeros(sum(self._lengths(largest)), dtype=torch.int64, device=device)
+        self._inputs = torch.zeros(
+            sum(largest.lengths(pool.layout)), dtype=torch.int64, device=device
+        )
         self._hidden = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype, device=device)
         self._logits = torch.zeros(max_num_seqs, config.vocab_size, device=device)
 
@@ -111,18 +119,17 @@ class DecodeGraphs:
         contexts and have the spare page alone.
         """
         started = time.perf_counter()
-        for size in reversed(self.sizes):
-            for context in reversed(self.contexts):
-                bucket = Bucket(size, context)
-                if not self._capture:
-                    return
-                if bucket in self._graphs:
-                    continue
-                host = self._on_host(bucket, [], [])
-                # All rows the same: they write to the same place.
-                host[size : 2 * size] = context // 2
-                self._put(host)
-                self._add_graph(bucket, [context // 2 + 1] * size)
+        for size, context in product(reversed(self.sizes), reversed(self.contexts)):
+            bucket = Bucket(size, context)
+            if not self._capture:
+                return
+            if bucket in self._graphs:
+                continue
+            host = self._on_host(bucket, [], [])
+            # All rows the same: they write to the same place.
+            host[size : 2 * size] = context // 2
+            self._put(host)
+            self._add_graph(bucket, [context // 2 + 1] * size)
         logger.info(
             "octavo: %d CUDA graphs of decode steps were captured in %.1f s",
             len(self._graphs),
@@ -133,12 +140,9 @@ class DecodeGraphs:
         """The inputs of the next step, to their place in the device's own time."""
         self._inputs[: len(host)].copy_(host, non_blocking=True)
 
-    def _lengths(self, bucket: Bucket) -> list[int]:
-        return _lengths(self.pool.layout, bucket)
-
     def _split(self, inputs: Tensor, bucket: Bucket) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Token ids [B], positions [B] and each kind's page table [rows, B, n_blocks]."""
-        lengths = self._lengths(bucket)
+        lengths = bucket.lengths(self.pool.layout)
         token_ids, positions, *tables = inputs[: sum(lengths)].split(lengths)
         rows = self.pool.layout.rows
         shaped = (table.view(n, bucket.size, -1) for n, table in zip(rows, tables, strict=True))
@@ -150,7 +154,8 @@ class DecodeGraphs:
         """The inputs of a step, in one piece for one copy."""
         # New memory each time: the copy of the last step's may not be over yet.
         pinned = self._inputs.device.type == "cuda"
-        host = torch.zeros(sum(self._lengths(bucket)), dtype=torch.int64, pin_memory=pinned)
+        n_numbers = sum(bucket.lengths(self.pool.layout))
+        host = torch.zeros(n_numbers, dtype=torch.int64, pin_memory=pinned)
         ids, positions, tables = self._split(host, bucket)
         count = len(caches)
         ids[:count] = torch.tensor(token_ids)
@@ -219,7 +224,7 @@ def graph_bytes(
 ) -> int:
     """Bytes that the graphs of all buckets keep: arguments as in `DecodeGraphs`; an estimate."""
     config, largest = model.config, Bucket(max_num_seqs, max_model_len)
-    inputs = 8 * sum(_lengths(layout, largest))
+    inputs = 8 * sum(largest.lengths(layout))
     results = max_num_seqs * (config.dim * model.dtype.itemsize + config.vocab_size * FP32)
     # One pool of memory serves all graphs: the largest batch's. Logits are there in both dtypes.
     logits = max_num_seqs * config.vocab_size * (model.dtype.itemsize + FP32)
@@ -227,12 +232,6 @@ def graph_bytes(
     n_graphs = len(_sizes(max_num_seqs)) * len(_contexts(max_model_len))
     n_kernels = n_graphs * config.n_layers * KERNELS_A_LAYER
     return inputs + results + made + n_kernels * KERNEL_BYTES
-
-
-def _lengths(layout: CacheLayout, bucket: Bucket) -> list[int]:
-    """How many integers of the inputs are token ids, positions, and each kind's page table."""
-    entries = bucket.size * layout.n_blocks(bucket.context)
-    return [bucket.size, bucket.size, *(rows * entries for rows in layout.rows)]
 
 
 def _sizes(max_num_seqs: int) -> list[int]:

@@ -102,8 +102,11 @@ class LLM:
                 f"max_model_len {max_model_len} is more than the model's context of {context}"
             )
         # Before the weights are read: they are a part of what is shared out.
-        budget = default_memory(where) if memory is None else parse_bytes(memory, "memory")
-        check_budget(budget, where)
+        if memory is None:
+            budget = default_memory(where)
+        else:
+            budget = parse_bytes(memory, "memory")
+            check_budget(budget, where)
         self.tokenizer = Tokenizer.for_model(folder, checkpoint.config, tokenizer)
         with current(where):
             self.model = Transformer.from_checkpoint(checkpoint, dtype, device=where)

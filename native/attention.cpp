@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t MOST_ROWS = 192;   // rows a piece, about: so often is a key used that was packed
 constexpr int64_t FEW_QUERIES = 16;  // new tokens of a sequence whose keys are cut into runs
-constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, times the queries: so parts take no more room
+constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, at least, times the queries: so parts take no
+constexpr int64_t MOST_RUNS = 32;    // more room; of a long context runs are longer instead of more
 
 const AttentionKernel& kernel_of(int isa) {
 #if defined(__x86_64__)
@@ -57,15 +58,20 @@ Plan make_plan(const AttentionCall& call) {
         };
         if (n_new <= FEW_QUERIES) {
             // All heads together: a page's heads lie one after another, and are read in that order.
-            const int64_t start = first_key(past), stop = past + n_new, run = SPLIT_KEYS * n_new;
+            const int64_t start = first_key(past), stop = past + n_new;
+            const int64_t most = SPLIT_KEYS * MOST_RUNS;
+            const int64_t run = SPLIT_KEYS * std::max(n_new, (stop - start + most - 1) / most);
             Piece piece{s, 0, call.n_kv_heads, first_token, past, n_new, start, stop};
             if (stop - start <= run) {
                 plan.add(piece, group, -1);
             } else {
+                // At multiples of their length, and so with pages, whatever the window begins with.
+                const int64_t first = start / run, last = (stop - 1) / run;
                 const int64_t size = Part::words(piece.n_rows(group), call.head_dim);
-                plan.merges.push_back({piece, plan.part_words, (stop - start + run - 1) / run});
-                for (; piece.key_begin < stop; piece.key_begin += run) {
-                    piece.key_end = std::min(piece.key_begin + run, stop);
+                plan.merges.push_back({piece, plan.part_words, last - first + 1});
+                for (int64_t i = first; i <= last; i++) {
+                    piece.key_begin = std::max(i * run, start);
+                    piece.key_end = std::min((i + 1) * run, stop);
                     plan.add(piece, group, plan.part_words);
                     plan.part_words += size;
                 }

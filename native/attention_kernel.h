@@ -27,13 +27,14 @@ struct Attend {
     const int64_t D, group, head_rows, n_rows;  // rows of one key head, and of all
     const int64_t n_words, stride;              // words of a query, and from one to the next
     // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
-    // a block and the next one stay in the first-level cache.
+    // a block's values are fetched while its keys are multiplied, and the next one's keys while its
+    // values are: both, and no more, stay in the first-level cache.
     const bool is_direct;
     const int64_t block_keys;
     const Scratch scratch;
     const Part part;
     const Block<T>* block;
-    const Block<T>* next;  // is fetched meanwhile
+    const Block<T>* next;
     float unit = 1.0f;     // what the block's sums are to be multiplied by
 
     Attend(const AttentionCall& call, const Piece& piece, float* memory, float* result)
@@ -129,7 +130,7 @@ struct Attend {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct)
-                fetch(next->values + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
+                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
             if (is_direct) {
                 const Direct<Dot, T> values{block->values, d};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
@@ -166,7 +167,7 @@ struct Attend {
         for (int64_t k = 0; k < block->n; k += W) {
             Sum sums[ROWS][W];
             for (int i = 0; i < W; i += 2) {  // two keys at a time
-                fetch(next->keys + k + i, 2, D);
+                fetch(block->values + k + i, 2, D);
                 const T *const first = block->keys[k + i], *const second = block->keys[k + i + 1];
                 Sum own[2][ROWS] = {};
                 for (int64_t d = 0; d < n_words; d += W) {
@@ -174,7 +175,8 @@ struct Attend {
                     const IntVec a = Dot::words(first + e, D - e);
                     const IntVec b = Dot::words(second + e, D - e);
                     for (int r = 0; r < ROWS; r++) {
-                        const IntVec query = load(queries + r * stride + d);
+                        IntVec query = load(queries + r * stride + d);
+                        keep(query);
                         own[0][r] = Dot::add(own[0][r], a, query);
                         own[1][r] = Dot::add(own[1][r], b, query);
                     }

@@ -91,6 +91,16 @@ OCTAVO_INLINE IntVec shuffle(IntVec a, IntVec b, IntVec index) {
 #endif
 }
 
+// Have v in a register from here on. GCC would read what is used twice from memory twice, and a loop of
+// few products waits for its reads.
+OCTAVO_INLINE void keep(IntVec& v) {
+#if OCTAVO_WIDTH == 8
+    asm("" : "+x"(v));
+#else
+    (void)v;
+#endif
+}
+
 // Of each run of 2 H lanes: its first half from a and then from b; its second half likewise.
 template <int H>
 OCTAVO_INLINE void exchange(IntVec& a, IntVec& b) {
@@ -112,15 +122,25 @@ OCTAVO_INLINE void transpose(IntVec (&v)[W]) {
     if constexpr (H > 1) transpose<H / 2>(v);
 }
 
-// Lane i of the result, left in v[0], is the sum of v[i]'s lanes.
-template <int H = W / 2, typename V>
-OCTAVO_INLINE void sum_each(V (&v)[W]) {
-    for (int i = 0; i < H; i++) {
-        IntVec a = (IntVec)v[i], b = (IntVec)v[i + H];
-        exchange<H>(a, b);
-        v[i] = (V)a + (V)b;
+// Lane i is a's, or where i & H is set b's, plus the same vector's lane that is H lanes away.
+template <int H, typename V>
+OCTAVO_INLINE V sum_pairs(V a, V b) {
+    IntVec own, other, away;
+    for (int i = 0; i < W; i++) {
+        own[i] = i & H ? W + i : i;
+        other[i] = i & H ? i : W + i;
+        away[i] = i ^ H;
     }
-    if constexpr (H > 1) sum_each<H / 2>(v);
+    const IntVec y = shuffle((IntVec)a, (IntVec)b, other);
+    return (V)shuffle((IntVec)a, (IntVec)b, own) + (V)shuffle(y, y, away);
+}
+
+// Lane i of the result, left in v[0], is the sum of v[i]'s lanes. Neighbours first, while there are
+// many vectors: it costs more to move lanes from one half to the other.
+template <int H = 1, typename V>
+OCTAVO_INLINE void sum_each(V (&v)[W]) {
+    for (int i = 0; i < W / 2 / H; i++) v[i] = sum_pairs<H>(v[2 * i], v[2 * i + 1]);
+    if constexpr (H < W / 2) sum_each<2 * H>(v);
 }
 
 // Each lane, and the one that is H lanes away.

@@ -36,6 +36,31 @@ def test_every_word_is_read_once(native: ctypes.CDLL, threads: int, streams: int
     assert read(ctypes.c_void_p(words.data_ptr()), *sizes) == int(words.sum())
 
 
+def test_a_buffer_is_read_in_each_way_and_the_fastest_median_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[tuple[int, int]] = []
+    clock = iter([0.0, 1.0, 0.0, 4.0, 0.0, 7.0, 0.0, 9.0, 0.0, 3.0, 0.0, 8.0])
+    monkeypatch.setattr(machine, "_read", lambda buffer, n: read.append((buffer.nbytes, n)))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    reads = machine.Reads(torch.zeros(7, 3, dtype=torch.bfloat16))  # 42 bytes, in whole words
+    reads.read()
+    reads.read()
+    assert read == [(40, n) for n in machine.STREAMS] * 2
+    assert reads.bytes_per_second() == 40 / 3.5  # medians of 5, 3.5 and 7.5
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_buffer_is_read_with_and_without_the_library(
+    monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    if not loaded:
+        monkeypatch.setattr(machine.native, "load", lambda: None)
+    reads = machine.Reads(torch.ones(1000, 100))
+    reads.read()
+    assert 0 < reads.bytes_per_second() < 1e13
+
+
 def test_arithmetic_is_counted_for_every_round_and_thread(native: ctypes.CDLL) -> None:
     count = native.octavo_machine_int8
     count.restype = ctypes.c_int64

@@ -15,7 +15,7 @@ class MachineRates:
     """What a device does when it does nothing else.
 
     Attributes:
-        read_gb_s: bytes of memory, 10⁹ a second.
+        read_gb_s: bytes of memory, 10⁹ a second, at best.
         int8_tops: int8 operations, 10¹² a second; None on a CPU without the C++ library.
         bf16_tflops: the same in bf16; None on a CPU.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from octavo.cache import KV_DTYPES, CacheLayout, kv_dtype
 from octavo.config import ModelConfig
 from octavo.device import choose_device, current
 from octavo.errors import ConfigError
+from octavo.kernels.cpu.machine import Reads
 from octavo.process import peak_rss_bytes
 from octavo.version import __version__
 
@@ -39,8 +41,12 @@ class BenchResult:
         weights_bytes: of the weights as they run.
         kv_bytes: of the pages that are held at the end.
         read_gb_s: bytes that a step must read, over the median step's time.
-        machine_read_gb_s: what all threads, or the device, read of memory while they do nothing
-            else.
+        kv_read_gb_s: bytes of the context's keys and values over what they add to a step: the
+            median step less that of steps without them, taken in turn; None without a context, or
+            with one so short that steps are no longer for it.
+        machine_read_gb_s: what all threads read of memory while they do nothing else, in turn with
+            the steps, by the median as they are; a GPU's is `machine_read_best_gb_s`.
+        machine_read_best_gb_s: the same, the best of many at the end.
         machine_int8_tops: their int8 operations, 10¹² a second: on a CPU's registers, or in a GPU's
             largest product; None on a CPU without the C++ library.
         machine_bf16_tflops: the device's bf16 operations in its largest product; None on a CPU.
@@ -61,7 +67,9 @@ class BenchResult:
     weights_bytes: int
     kv_bytes: int
     read_gb_s: float
+    kv_read_gb_s: float | None
     machine_read_gb_s: float
+    machine_read_best_gb_s: float
     machine_int8_tops: float | None
     machine_bf16_tflops: float | None
     versions: dict[str, str]
@@ -89,15 +97,21 @@ def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device)
     run = Run(settings, random_model(config, settings.seed, device))
     prefill_s = min(run.read_prompts() for _ in range(settings.rounds))
     kv_lens = [settings.context + settings.prompt + 1 + i for i in range(settings.decode)]
-    steps = run.generate()
-    step_s = statistics.median(steps)
-    layout = run.caches[0].pool.layout
-    read = statistics.mean(step_bytes(config, layout, [n] * settings.batch) for n in kv_lens)
-    peak, kv_bytes, first_token_s = peak_rss_bytes(), run.kv_bytes, run.first_token_s
     on_gpu = device.type == "cuda"
+    reads = None if on_gpu else Reads(run.model.tok_embeddings.weight)
+    steps = run.generate(reads.read) if reads else run.generate()
+    step_s = statistics.median(steps.seconds)
+    layout = run.caches[0].pool.layout
+    read = _mean_bytes(config, layout, settings.batch, kv_lens)
+    kv_read_gb_s = None
+    if steps.short and (longer_s := step_s - statistics.median(steps.short)) > 0:
+        short = _mean_bytes(config, layout, settings.batch, range(1, settings.decode + 1))
+        kv_read_gb_s = (read - short) / longer_s / 1e9
+    meanwhile_gb_s = reads.bytes_per_second() / 1e9 if reads else None
+    peak, kv_bytes, first_token_s = peak_rss_bytes(), run.kv_bytes, run.first_token_s
     peak_device = torch.cuda.max_memory_reserved(device) if on_gpu else None
     assert first_token_s is not None
-    del run
+    del run, reads
     gc.collect()  # there may be no room for the machine's own figures beside the model
     if on_gpu:
         torch.cuda.empty_cache()
@@ -107,14 +121,16 @@ def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device)
         decode_tok_s=settings.batch / step_s,
         prefill_s=prefill_s,
         decode_step_s=step_s,
-        decode_step_min_s=min(steps),
+        decode_step_min_s=min(steps.seconds),
         time_to_first_token_s=first_token_s,
         peak_rss_bytes=peak,
         peak_device_bytes=peak_device,
         weights_bytes=config.weight_bytes(DTYPE.itemsize),
         kv_bytes=kv_bytes,
         read_gb_s=read / step_s / 1e9,
-        machine_read_gb_s=machine.read_gb_s,
+        kv_read_gb_s=kv_read_gb_s,
+        machine_read_gb_s=meanwhile_gb_s or machine.read_gb_s,
+        machine_read_best_gb_s=machine.read_gb_s,
         machine_int8_tops=machine.int8_tops,
         machine_bf16_tflops=machine.bf16_tflops,
         versions={
@@ -127,6 +143,13 @@ def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device)
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if on_gpu else None,
     )
+
+
+def _mean_bytes(
+    config: ModelConfig, layout: CacheLayout, batch: int, kv_lens: Iterable[int]
+) -> float:
+    """Of steps of a batch, whose sequences are all as long."""
+    return statistics.mean(step_bytes(config, layout, [n] * batch) for n in kv_lens)
 
 
 def checked_config(settings: BenchSettings, device: torch.device) -> ModelConfig:

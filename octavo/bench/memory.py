@@ -21,8 +21,7 @@ def require_memory(
         ConfigError: with the planner's figures.
     """
     weights = config.weight_bytes(DTYPE.itemsize)
-    chunk = min(settings.chunk, settings.length)
-    cache = settings.batch * layout.pages_needed(settings.length, chunk) * layout.page_bytes
+    cache = n_pages(layout, settings) * layout.page_bytes
     working = working_bytes(config, settings.batch, settings.chunk, device)
     needed, free = weights + cache + working, free_bytes(device)
     if needed > free:
@@ -31,6 +30,14 @@ def require_memory(
             f"{_gb(working)}, together {_gb(needed)}; {_gb(free)} are free: take fewer --layers, "
             "a smaller --batch, or less --context"
         )
+
+
+def n_pages(layout: CacheLayout, settings: BenchSettings) -> int:
+    """Pages of all sequences; with a context, also of those without that `Run` compares with."""
+    pages = layout.pages_needed(settings.length, min(settings.chunk, settings.length))
+    if settings.context:
+        pages += layout.pages_needed(settings.decode, 1)
+    return settings.batch * pages
 
 
 def step_bytes(config: ModelConfig, layout: CacheLayout, kv_lens: list[int]) -> int:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from octavo.bench.context import fill
+from octavo.bench.memory import n_pages
 from octavo.bench.random_model import RandomBlocks
 from octavo.bench.settings import BenchSettings
+from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.device import to_device
 from octavo.engine.decode_graph import DecodeGraphs
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The time that steps took, each for one token of every sequence.
+
+    Attributes:
+        seconds: of each step.
+        short: of each step in turn with those, of sequences that have no context; empty if none
+            has any.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    short: list[float] = field(default_factory=list)
 
 
 class Run:
@@ -21,6 +39,8 @@ class Run:
 
     Attributes:
         caches: [batch], one a sequence.
+        short_caches: [batch], of sequences without the context, to compare steps with; empty if
+            there is no context.
         next_ids: [batch] int64 on the CPU, what each sequence goes on with.
         first_token_s: from the process's start until the first sequence had its first token; None
             before that.
@@ -29,10 +49,13 @@ class Run:
     def __init__(self, settings: BenchSettings, model: Transformer) -> None:
         self.settings = settings
         self.model = model
-        self.caches = model.new_caches(settings.batch, settings.length, settings.kv, settings.chunk)
+        layout = CacheLayout.of(model.config, kv_dtype(settings.kv, model.dtype))
+        pool = PagePool(layout, n_pages(layout, settings), model.device, False)
+        self.caches = [RaggedCache(pool, settings.length) for _ in range(settings.batch)]
+        n_short = settings.batch if settings.context else 0
+        self.short_caches = [RaggedCache(pool, settings.decode) for _ in range(n_short)]
         self._graphs: DecodeGraphs | None = None
         if model.device.type == "cuda":
-            pool = self.caches[0].pool
             self._graphs = DecodeGraphs(model, pool, settings.batch, settings.length)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
@@ -43,9 +66,9 @@ class Run:
 
     @property
     def kv_bytes(self) -> int:
-        """Of the pages that are held."""
-        pool = self.caches[0].pool
-        return pool.n_held * pool.layout.page_bytes
+        """Of the pages that the sequences hold."""
+        page_bytes = self.caches[0].pool.layout.page_bytes
+        return sum(cache.n_pages for cache in self.caches) * page_bytes
 
     @torch.inference_mode()
     def read_prompts(self) -> float:
@@ -62,24 +85,33 @@ class Run:
         return self._now() - started
 
     @torch.inference_mode()
-    def generate(self) -> list[float]:
-        """Generate the tokens that the settings ask for; the seconds of each step."""
-        seconds = []
+    def generate(self, between: Callable[[], object] = lambda: None) -> Steps:
+        """Generate the tokens that the settings ask for.
+
+        Args:
+            between: what is done after each step, not counted.
+        """
+        steps = Steps()
         for _ in range(self.settings.decode):
             started = self._now()
-            logits = self._step()
+            logits = self._step(self.caches)
             self.next_ids = logits.argmax(-1).cpu()
-            seconds.append(self._now() - started)
+            steps.seconds.append(self._now() - started)
             _require_finite(logits)
-        return seconds
+            if self.short_caches:
+                started = self._now()
+                self._step(self.short_caches).argmax(-1).cpu()
+                steps.short.append(self._now() - started)
+            between()
+        return steps
 
-    def _step(self) -> Tensor:
+    def _step(self, caches: Sequence[RaggedCache]) -> Tensor:
         """The logits of one more token for each sequence, [batch, vocab_size]."""
         if self._graphs is not None:
-            for cache in self.caches:
+            for cache in caches:
                 cache.prepare(1)
-            return self._graphs.run(self.next_ids.tolist(), self.caches)[1]
-        hidden = self.model.hidden(self.next_ids, self._ones, self.caches)
+            return self._graphs.run(self.next_ids.tolist(), caches)[1]
+        hidden = self.model.hidden(self.next_ids, self._ones, caches)
         return self.model.logits(hidden)
 
     def _read_chunk(self, n_read: list[int]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.cache.layout import CacheLayout
 from octavo.cache.prefix import PrefixCache
 from octavo.errors import RequestError
+from octavo.kernels.cpu import memory
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
 
 
@@ -161,5 +161,4 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(n_bytes, np.uint8)).view(dtype).view(shape)
+    return memory.zeros(shape, dtype)

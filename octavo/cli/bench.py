@@ -82,9 +82,12 @@ def _print(console: Console, values: dict[str, Any]) -> None:
         "KV cache": decimal(values["kv_bytes"]),
         "Peak memory": decimal(values["peak_rss_bytes"]),
         "A step reads": f"{values['read_gb_s']:.1f} GB/s",
-        "The machine reads": f"{values['machine_read_gb_s']:.1f} GB/s",
+        "The machine reads meanwhile": f"{values['machine_read_gb_s']:.1f} GB/s",
+        "The machine reads at best": f"{values['machine_read_best_gb_s']:.1f} GB/s",
         "The machine's int8 arithmetic": "unknown" if tops is None else f"{tops:.2f} TOPS",
     }
+    if values["kv_read_gb_s"] is not None:
+        rows["Of the context a step reads"] = f"{values['kv_read_gb_s']:.1f} GB/s"
     if device_bytes is not None:
         rows["Peak memory of the device"] = decimal(device_bytes)
     if tflops is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.kernels import quantized, reference, widened
 from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu import memory
 from octavo.kernels.cpu.library import FLOATS
 from octavo.kernels.quantized import QuantizedTokens
 
@@ -61,7 +62,7 @@ class PanelWeight:
         self.shape = (n_outputs, n_inputs)
         library = native.load()
         assert library is not None
-        self._panels = torch.empty(-(-n_outputs // PANEL) * PANEL * n_inputs, dtype=torch.int8)
+        self._panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
         weight = weight.contiguous()
         library.octavo_pack_w8(
             ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import statistics
+import time
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu import memory
 from octavo.kernels.timing import best_seconds
 
 READ_BYTES = 2**29  # far more than any cache that a few threads share
@@ -23,19 +27,45 @@ def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
     Args:
         n_bytes: of memory that is taken for it, a multiple of 8.
     """
-    buffer = torch.ones(n_bytes // 8, dtype=torch.int64)  # written, or it would be no memory yet
+    buffer = memory.empty((n_bytes,), torch.uint8).fill_(1)  # or it would be no memory yet
+    return n_bytes / min(best_seconds(partial(_read, buffer, n_streams)) for n_streams in STREAMS)
+
+
+class Reads:
+    """Memory that is read between other work, whose rate is to be held against this one's.
+
+    Machines change their pace from one second to the next: two rates are comparable if they were
+    taken in turn.
+
+    Args:
+        buffer: what is read; at most READ_BYTES of it.
+    """
+
+    def __init__(self, buffer: Tensor) -> None:
+        n_bytes = min(buffer.nbytes, READ_BYTES) // 8 * 8
+        self._buffer = buffer.view(-1).view(torch.uint8)[:n_bytes]
+        self._seconds: dict[int, list[float]] = {n_streams: [] for n_streams in STREAMS}
+
+    def read(self) -> None:
+        """Once in each way, as in `read_bytes_per_second`."""
+        for n_streams, seconds in self._seconds.items():
+            started = time.perf_counter()
+            _read(self._buffer, n_streams)
+            seconds.append(time.perf_counter() - started)
+
+    def bytes_per_second(self) -> float:
+        """By the median of the way that is fastest."""
+        return self._buffer.nbytes / min(map(statistics.median, self._seconds.values()))
+
+
+def _read(buffer: Tensor, n_streams: int) -> None:
+    """Read a buffer by all of PyTorch's threads, each `n_streams` runs of it at once."""
     library = native.load()
     if library is None:
-        return n_bytes / best_seconds(buffer.sum)
-    address, threads = ctypes.c_void_p(buffer.data_ptr()), ctypes.c_int64(torch.get_num_threads())
-    size = ctypes.c_int64(n_bytes)
-
-    def read(n_streams: int) -> Callable[[], object]:
-        return lambda: library.octavo_machine_read(
-            address, size, threads, ctypes.c_int64(n_streams)
-        )
-
-    return n_bytes / min(best_seconds(read(n_streams)) for n_streams in STREAMS)
+        buffer.view(torch.int64).sum()
+        return
+    sizes = (ctypes.c_int64(n) for n in (buffer.nbytes, torch.get_num_threads(), n_streams))
+    library.octavo_machine_read(ctypes.c_void_p(buffer.data_ptr()), *sizes)
 
 
 def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:

@@ -57,15 +57,16 @@ Plan make_plan(const AttentionCall& call) {
             return call.window ? std::max<int64_t>(0, position - call.window + 1) : 0;
         };
         if (n_new <= FEW_QUERIES) {
-            // All heads together: a page's heads lie one after another, and are read in that order.
             const int64_t start = first_key(past), stop = past + n_new;
             const int64_t most = SPLIT_KEYS * MOST_RUNS;
             const int64_t run = SPLIT_KEYS * std::max(n_new, (stop - start + most - 1) / most);
-            Piece piece{s, 0, call.n_kv_heads, first_token, past, n_new, start, stop};
             if (stop - start <= run) {
-                plan.add(piece, group, -1);
+                for (int64_t head = 0; head < call.n_kv_heads; head++)
+                    plan.add({s, head, 1, first_token, past, n_new, start, stop}, group, -1);
             } else {
-                // At multiples of their length, and so with pages, whatever the window begins with.
+                // All heads together: a page's heads lie one after another, and are read in that
+                // order. Runs begin at multiples of their length, and so with pages.
+                Piece piece{s, 0, call.n_kv_heads, first_token, past, n_new, start, stop};
                 const int64_t first = start / run, last = (stop - 1) / run;
                 const int64_t size = Part::words(piece.n_rows(group), call.head_dim);
                 plan.merges.push_back({piece, plan.part_words, last - first + 1});

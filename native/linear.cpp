@@ -26,15 +26,39 @@ int64_t panels_of_piece(const W8A8Call& call) {
     return std::clamp<int64_t>(fair, 1, BLOCK_PANELS);
 }
 
-void multiply(const W8A8Call& call, const LinearKernels& kernels) {
-    const int64_t panels = panels_of_piece(call);
-    const int64_t columns = (call.n_panels() + panels - 1) / panels;
-    const int64_t rows = (call.n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+// How a call is cut into pieces.
+struct Cut {
+    const W8A8Call& call;
+    const int64_t panels, columns, rows;
     // Blocks of about the same size, and whole tiles where there are several.
-    const int64_t height = rows > 1 ? ((call.n_tokens + rows - 1) / rows + 5) / 6 * 6 : BLOCK_TOKENS;
-    const int64_t n_pieces = rows * columns;
+    const int64_t height;
+
+    explicit Cut(const W8A8Call& call)
+        : call(call), panels(panels_of_piece(call)), columns((call.n_panels() + panels - 1) / panels),
+          rows((call.n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS),
+          height(rows > 1 ? ((call.n_tokens + rows - 1) / rows + 5) / 6 * 6 : BLOCK_TOKENS) {}
+
+    int64_t n_pieces() const { return rows * columns; }
+
+    W8A8Piece piece(int64_t i) const {
+        W8A8Piece piece;
+        piece.first_token = i / columns * height;
+        piece.n_tokens = std::min(height, call.n_tokens - piece.first_token);
+        piece.first_panel = i % columns * panels;
+        piece.n_panels = std::min(panels, call.n_panels() - piece.first_panel);
+        return piece;
+    }
+};
+
+// Several products, whose pieces the threads share out as if they were one's.
+void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
+    const std::vector<Cut> cuts(all.calls, all.calls + all.n_calls);
+    const int64_t n_threads = all.calls->n_threads;
+    int64_t n_pieces = 0;
+    for (const Cut& cut : cuts) n_pieces += cut.n_pieces();
+    (void)n_threads;
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
+#pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
     {
         const std::unique_ptr<W8A8Scratch> scratch(new W8A8Scratch);
@@ -42,12 +66,11 @@ void multiply(const W8A8Call& call, const LinearKernels& kernels) {
 #pragma omp for schedule(dynamic)
 #endif
         for (int64_t i = 0; i < n_pieces; i++) {
-            W8A8Piece piece;
-            piece.first_token = i / columns * height;
-            piece.n_tokens = std::min(height, call.n_tokens - piece.first_token);
-            piece.first_panel = i % columns * panels;
-            piece.n_panels = std::min(panels, call.n_panels() - piece.first_panel);
-            if (piece.n_tokens > 0) kernels.w8a8(call, piece, *scratch);
+            auto cut = cuts.begin();
+            int64_t own = i;
+            while (own >= cut->n_pieces()) own -= (cut++)->n_pieces();
+            const W8A8Piece piece = cut->piece(own);
+            if (piece.n_tokens > 0) kernels.w8a8(cut->call, piece, *scratch);
         }
     }
 }
@@ -114,9 +137,9 @@ void octavo_pack_w8(
 // These give 0, or 1 where the machine does not have the instructions, or linears are not built for
 // them.
 
-int octavo_linear_w8a8(const octavo::W8A8Call* call, int isa) {
+int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {
     if (!octavo::has(isa)) return 1;
-    octavo::multiply(*call, octavo::kernels_of(isa));
+    octavo::multiply(*calls, octavo::kernels_of(isa));
     return 0;
 }
 

@@ -25,6 +25,12 @@ struct W8A8Call {
     int64_t n_panels() const { return (n_outputs + PANEL - 1) / PANEL; }
 };
 
+// Several calls with the same number of threads: they are shared out as one.
+struct W8A8Calls {
+    const W8A8Call* calls;
+    int64_t n_calls;
+};
+
 constexpr int64_t BLOCK_TOKENS = 96;    // of a piece: so often is a weight used that was read
 constexpr int64_t BLOCK_PANELS = 8;     // of a piece: so often is an input used that was widened
 constexpr int64_t BLOCK_INPUTS = 1024;  // a panel's block, 16 KiB, stays in the first-level cache

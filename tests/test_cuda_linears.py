@@ -104,6 +104,13 @@ def test_the_backend_gives_the_definition_for_few_tokens_and_many(n_tokens: int)
         assert torch.equal(result, quantized.linear_w8a8(given, weight, weight_scale, bias))
 
 
+def test_several_linears_of_one_input_are_those_of_each() -> None:
+    x = torch.randn(3, 64, device=DEVICE)
+    weights, scales = zip(*(random_product(3, n, 64)[1:3] for n in (24, 40)), strict=True)
+    results = backend.linears_w8a8(x, weights, scales)
+    assert all(map(torch.equal, results, quantized.linears_w8a8(x, weights, scales)))
+
+
 def test_the_fastest_way_is_timed_once_a_key_and_then_taken() -> None:
     ways = [lambda: torch.tensor(0), lambda: torch.tensor(1)]
     times = iter([2.0, 1.0, 1.0, 2.0])

@@ -17,7 +17,7 @@ from octavo.kernels.cpu import library, linear, onednn, w8a8
 from octavo.kernels.cuda import launch
 from octavo.kernels.cuda import quantize as triton_quantize
 from octavo.kernels.cuda import w8a8 as triton_w8a8
-from octavo.model.linear import LinearW8A8
+from octavo.model.linear import LinearW8A8, pack_linears, run_linears
 from octavo.schemes import SCHEMES
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -91,6 +91,42 @@ def test_products_give_the_definition_bit_by_bit(
     result = product(tokens, weight, weight_scale)
     assert result.dtype == dtype
     assert torch.equal(result, quantized.linear_w8a8(tokens, weight, weight_scale))
+
+
+@each_isa
+@each_dtype
+@pytest.mark.parametrize("n_tokens", [1, 5, 200])
+def test_products_in_one_call_are_those_of_each(
+    n_tokens: int, dtype: torch.dtype, isa: int
+) -> None:
+    require(isa)
+    x = random_linear((n_tokens, 1, 96))[0].to(dtype)
+    tokens = quantized.quantize_per_token(x)
+    parts = [random_linear((1, n_outputs, 96))[1:] for n_outputs in (200, 1, 16, 33, 700)]
+    weights, scales = zip(*parts, strict=True)
+    expected = quantized.linears_w8a8(x, weights, scales)
+    packed = [linear.PanelWeight(weight) for weight in weights]
+    results = linear.multiply_all(tokens, packed, scales, isa)
+    by_each = [kernels.linear_w8a8(tokens, *part) for part in parts]
+    mixed = kernels.linears_w8a8(x, [packed[0], *weights[1:]], scales)
+    for found in (results, by_each, mixed, kernels.linears_w8a8(x, packed, scales)):
+        assert [each.dtype for each in found] == [dtype] * len(parts)
+        assert all(map(torch.equal, found, expected))
+
+
+def test_a_hook_sees_its_linears_output_though_they_run_together() -> None:
+    modules = [LinearW8A8(64, n, SCHEMES["W8A8"]) for n in (32, 48)]
+    for module in modules:
+        _, module.weight, module.weight_scale = random_linear((1, len(module.weight_scale), 64))
+    pack_linears(torch.nn.ModuleList(modules))
+    x = random_linear((3, 1, 64))[0]
+    together = run_linears(x, *modules)
+    seen: list[Tensor] = []
+    hook = modules[1].register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    assert all(map(torch.equal, run_linears(x, *modules), together))
+    assert len(seen) == 1 and torch.equal(seen[0], together[1])
+    hook.remove()
+    assert all(map(torch.equal, run_linears(x, *modules), together)) and len(seen) == 1
 
 
 @each_product

@@ -85,6 +85,15 @@ def linear_w8a8(
     return _of(x).linear_w8a8(x, weight, weight_scale, bias)
 
 
+def linears_w8a8(
+    x: Tensor | QuantizedTokens,
+    weights: Sequence[Tensor | PackedWeight],
+    weight_scales: Sequence[Tensor],
+) -> list[Tensor]:
+    """As `quantized.linears_w8a8`; the weights may be packed."""
+    return _of(x).linears_w8a8(x, weights, weight_scales)
+
+
 def rotary_append(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
 ) -> Tensor:

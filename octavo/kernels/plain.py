@@ -7,6 +7,7 @@ from octavo.kernels.fused import attention
 from octavo.kernels.paged import attention as paged_attention
 from octavo.kernels.quantized import (
     linear_w8a8,
+    linears_w8a8,
     quantize_per_token,
     rms_norm_quantize,
     silu_mul_quantize,
@@ -23,6 +24,7 @@ __all__ = [
     "attention",
     "linear",
     "linear_w8a8",
+    "linears_w8a8",
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,6 +126,23 @@ def linear_w8a8(
     q, scale, dtype = quantize_per_token(x) if isinstance(x, Tensor) else x
     product = int8_product(q, weight).float().mul_(scale).mul_(weight_scale)
     return (product if bias is None else product.add_(bias)).to(dtype)
+
+
+def linears_w8a8(
+    x: Tensor | QuantizedTokens, weights: Sequence[Tensor], weight_scales: Sequence[Tensor]
+) -> list[Tensor]:
+    """Several linears of the same input: `linear_w8a8` of each, x quantised once.
+
+    Args:
+        x: [T, K], quantised or float.
+        weights: each [N, K] int8, of any N.
+        weight_scales: of each weight, [N] fp32.
+
+    Returns:
+        Of each weight [T, N] in x's dtype.
+    """
+    tokens = quantize_per_token(x) if isinstance(x, Tensor) else x
+    return [linear_w8a8(tokens, *each) for each in zip(weights, weight_scales, strict=True)]
 
 
 def linear_w4a8(x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:

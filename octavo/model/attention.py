@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from octavo import kernels
 from octavo.cache import PassPages
 from octavo.config import ModelConfig
-from octavo.model.linear import LinearInput, make_linear
+from octavo.model.linear import LinearInput, make_linear, run_linears
 
 
 class Attention(nn.Module):
@@ -53,9 +53,10 @@ class Attention(nn.Module):
             seqlens: tokens of each sequence.
             batch: their pages; None for whole sequences that are not kept.
         """
-        q = self.wq(x).view(-1, self.n_heads, self.head_dim)
-        k = self.wk(x).view(-1, self.n_kv_heads, self.head_dim)
-        v = self.wv(x).view(-1, self.n_kv_heads, self.head_dim)
+        q, k, v = (
+            each.view(len(each), -1, self.head_dim)
+            for each in run_linears(x, self.wq, self.wk, self.wv)
+        )
         if batch is not None:
             layer = batch.layer(self.layer)
             q = kernels.rotary_append(q, k, v, *rotary, layer.pages, layer.slot_mapping)

@@ -23,7 +23,14 @@ from octavo.config import ModelConfig
 from octavo.device import CPU, choose_device, to_device
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
-from octavo.model.linear import AnyLinear, LinearInput, LinearW8A8, make_linear, pack_linears
+from octavo.model.linear import (
+    AnyLinear,
+    LinearInput,
+    LinearW8A8,
+    make_linear,
+    pack_linears,
+    run_linears,
+)
 from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
@@ -65,12 +72,12 @@ class FeedForward(nn.Module):
     def forward(self, x: LinearInput) -> Tensor:
         """[T, dim] to the same."""
         if isinstance(self.w2, LinearW8A8):
-            return self.w2(kernels.silu_mul_quantize(self.w1(x), self.w3(x)))
+            return self.w2(kernels.silu_mul_quantize(*run_linears(x, self.w1, self.w3)))
         return self.w2(self.gate(x))
 
     def gate(self, x: LinearInput) -> Tensor:
         """SiLU(w1 x) · w3 x, [T, hidden_dim]: what w2 is given."""
-        return kernels.silu_mul(self.w1(x), self.w3(x))
+        return kernels.silu_mul(*run_linears(x, self.w1, self.w3))
 
 
 class Layer(nn.Module):

@@ -8,13 +8,14 @@ from octavo.kernels.cpu.linear import (
     rms_norm_quantize,
     silu_mul_quantize,
 )
-from octavo.kernels.cpu.w8a8 import linear_w8a8, pack_w8a8
+from octavo.kernels.cpu.w8a8 import linear_w8a8, linears_w8a8, pack_w8a8
 from octavo.kernels.reference import rms_norm, silu_mul
 
 __all__ = [
     "attention",
     "linear",
     "linear_w8a8",
+    "linears_w8a8",
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",

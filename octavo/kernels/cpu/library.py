@@ -64,12 +64,24 @@ def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
     Raises:
         ValueError: this machine does not have these instructions.
     """
+    isa = _widest() if isa is None else isa
+    if _function(name)(ctypes.byref(call), isa):
+        raise ValueError(f"this machine does not run {ISAS[isa]}")
+
+
+@cache
+def _function(name: str) -> Callable[[object, int], int]:
+    """Looked up once: a token's layer calls ten, and a lookup takes as long as a call."""
     library = load()
     assert library is not None
-    if isa is None:
-        isa = min(ISAS.index("avx2"), library.octavo_best_isa())
-    if library[name](ctypes.byref(call), isa):
-        raise ValueError(f"this machine does not run {ISAS[isa]}")
+    return library[name]
+
+
+@cache
+def _widest() -> int:
+    library = load()
+    assert library is not None
+    return min(ISAS.index("avx2"), int(library.octavo_best_isa()))
 
 
 def runs(isa: int) -> bool:

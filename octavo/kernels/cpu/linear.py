@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -30,6 +31,12 @@ class _W8A8Call(ctypes.Structure):
     )
 
 
+class _W8A8Calls(ctypes.Structure):
+    """`W8A8Calls` of native/linear.h."""
+
+    _fields_ = (("calls", ctypes.POINTER(_W8A8Call)), ("n_calls", ctypes.c_int64))
+
+
 class _BF16Call(ctypes.Structure):
     """`BF16Call` of native/linear.h."""
 
@@ -55,6 +62,7 @@ class PanelWeight:
 
     Attributes:
         shape: (out_features, in_features).
+        panels: as native/linear.h says.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -62,11 +70,11 @@ class PanelWeight:
         self.shape = (n_outputs, n_inputs)
         library = native.load()
         assert library is not None
-        self._panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
+        self.panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
         weight = weight.contiguous()
         library.octavo_pack_w8(
             ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),
-            ctypes.c_int64(n_inputs), ctypes.c_void_p(self._panels.data_ptr()),
+            ctypes.c_int64(n_inputs), ctypes.c_void_p(self.panels.data_ptr()),
             ctypes.c_int64(torch.get_num_threads()),
         )  # fmt: skip
 
@@ -77,16 +85,31 @@ class PanelWeight:
 
     def multiply(self, x: QuantizedTokens, weight_scale: Tensor, isa: int | None = None) -> Tensor:
         """As `octavo.kernels.linear_w8a8`, bit by bit; `isa` an index into ISAS."""
-        wide = x.dtype not in FLOATS
-        out = torch.empty(x.q.shape[0], self.shape[0], dtype=torch.float32 if wide else x.dtype)
-        q, scale, weight_scale = x.q.contiguous(), x.scale.contiguous(), weight_scale.contiguous()
-        call = _W8A8Call(
-            q.data_ptr(), scale.data_ptr(), self._panels.data_ptr(), weight_scale.data_ptr(),
-            out.data_ptr(), q.shape[0], *self.shape, torch.get_num_threads(),
-            out.dtype == torch.bfloat16,
-        )  # fmt: skip
-        native.run("octavo_linear_w8a8", call, isa)
-        return out.to(x.dtype)
+        return multiply_all(x, [self], [weight_scale], isa)[0]
+
+
+def multiply_all(
+    x: QuantizedTokens,
+    weights: Sequence[PanelWeight],
+    weight_scales: Sequence[Tensor],
+    isa: int | None = None,
+) -> list[Tensor]:
+    """As `octavo.kernels.linears_w8a8`, bit by bit; `isa` an index into ISAS."""
+    n_tokens, threads = x.q.shape[0], torch.get_num_threads()
+    dtype = x.dtype if x.dtype in FLOATS else torch.float32
+    q, scale = x.q.contiguous(), x.scale.contiguous()
+    scales = [each.contiguous() for each in weight_scales]
+    outs = [torch.empty(n_tokens, weight.shape[0], dtype=dtype) for weight in weights]
+    calls = [
+        _W8A8Call(
+            q.data_ptr(), scale.data_ptr(), weight.panels.data_ptr(), weight_scale.data_ptr(),
+            out.data_ptr(), n_tokens, *weight.shape, threads, dtype == torch.bfloat16,
+        )
+        for weight, weight_scale, out in zip(weights, scales, outs, strict=True)
+    ]  # fmt: skip
+    array = (_W8A8Call * len(calls))(*calls)
+    native.run("octavo_linears_w8a8", _W8A8Calls(array, len(calls)), isa)
+    return [out.to(x.dtype) for out in outs]
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,17 @@ def linear_w8a8(
         return weight.multiply(x, weight_scale)
     in_fp32 = x._replace(dtype=torch.float32)  # rounded once, with the bias
     return weight.multiply(in_fp32, weight_scale).add_(bias).to(x.dtype)
+
+
+def linears_w8a8(
+    x: Tensor | QuantizedTokens,
+    weights: Sequence[Tensor | PackedWeight],
+    weight_scales: Sequence[Tensor],
+) -> list[Tensor]:
+    """As `octavo.kernels.quantized.linears_w8a8`; in panels, the threads meet once for all."""
+    if isinstance(x, Tensor):
+        x = linear.quantize_per_token(x)
+    panels = [weight for weight in weights if isinstance(weight, PanelWeight)]
+    if panels and len(panels) == len(weights):
+        return linear.multiply_all(x, panels, weight_scales)
+    return [linear_w8a8(x, *each) for each in zip(weights, weight_scales, strict=True)]

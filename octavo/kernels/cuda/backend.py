@@ -9,13 +9,14 @@ from octavo.kernels.cuda.quantize import (
     silu_mul,
     silu_mul_quantize,
 )
-from octavo.kernels.cuda.w8a8 import linear_w8a8
+from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
 from octavo.kernels.plain import linear, pack_w8a8
 
 __all__ = [
     "attention",
     "linear",
     "linear_w8a8",
+    "linears_w8a8",
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",

@@ -7,6 +7,7 @@ add up to the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
@@ -48,6 +49,14 @@ def linear_w8a8(
         ways.append(partial(_by_int_mm, *operands))
     bucket = min(triton.next_power_of_2(n_tokens), _MOST_BUCKET)
     return _fastest.run((bucket, *weight.shape), ways)
+
+
+def linears_w8a8(
+    x: Tensor | QuantizedTokens, weights: Sequence[Tensor], weight_scales: Sequence[Tensor]
+) -> list[Tensor]:
+    """As `octavo.kernels.quantized.linears_w8a8`, same arguments, bit by bit: one after another."""
+    tokens = quantize.quantize_per_token(x) if isinstance(x, Tensor) else x
+    return [linear_w8a8(tokens, *each) for each in zip(weights, weight_scales, strict=True)]
 
 
 @cache

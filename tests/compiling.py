@@ -96,6 +96,8 @@ def compile_linears() -> None:
     for n_tokens in (1, 16, 32, 64, 512, 8192):
         for n_outputs, n_inputs in shapes:
             compile_linear(n_tokens, n_outputs, n_inputs, None)
+        compile_linears_of("attention.wq", "attention.wk", "attention.wv", n_tokens=n_tokens)
+        compile_linears_of("feed_forward.w1", "feed_forward.w3", n_tokens=n_tokens)
     compile_linear(2, 48, 37, torch.ones(48))
 
 
@@ -103,6 +105,20 @@ def compile_linear(n_tokens: int, n_outputs: int, n_inputs: int, bias: Tensor | 
     q, weight = (torch.empty(n, n_inputs, dtype=torch.int8) for n in (n_tokens, n_outputs))
     tokens = QuantizedTokens(q, torch.empty(n_tokens, 1), torch.bfloat16)
     w8a8._by_tiles(tokens, weight, torch.empty(n_outputs), bias)
+
+
+def compile_linears_of(*names: str, n_tokens: int) -> None:
+    """Those of the first layer, if they are few tokens'."""
+    if n_tokens > tiling.FEW_TOKENS:
+        return
+    shapes = [MINISTRAL_8B.linear_shape(f"layers.0.{name}") for name in names]
+    weights = [torch.empty(shape, dtype=torch.int8) for shape in shapes]
+    q = torch.empty(n_tokens, shapes[0][1], dtype=torch.int8)
+    tokens = QuantizedTokens(q, torch.empty(n_tokens, 1), torch.bfloat16)
+    scales = [torch.empty(shape[0]) for shape in shapes]
+    n_outputs = sum(map(len, weights))
+    cut = tiling.tiling(n_tokens, n_outputs, q.shape[1], w8a8.processors())
+    w8a8._several(tokens, weights, scales, cut._replace(n_parts=1))
 
 
 def compile_append() -> None:

@@ -17,7 +17,7 @@ ADA = ("cuda", 89, 32, 99 * 2**10, 142)
 MI300 = ("hip", "gfx942", 64, 64 * 2**10, 304)
 GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))]
 
-PRODUCTS = {"_whole_kernel", "_part_kernel", "_prefill", "_decode"}
+PRODUCTS = {"_whole_kernel", "_several_kernel", "_part_kernel", "_prefill", "_decode"}
 OTHERS = {"_rms_norm_kernel", "_silu_mul_kernel", "_append_kernel", "_finish_kernel", "_merge"}
 
 
@@ -44,7 +44,7 @@ def check(kernel: dict[str, Any]) -> None:
     """Nothing spills, products are of the dtypes that are kept, and no loop waits for a load."""
     name = kernel["kernel"]
     products = set()
-    if name in ("_whole_kernel", "_part_kernel"):
+    if name in ("_whole_kernel", "_several_kernel", "_part_kernel"):
         products = {"s8"}
     elif name in PRODUCTS:  # weights by values are of bf16 in any case
         products = {"s8", "bf16"} if "torch.int8" in kernel["dtypes"] else {"bf16"}

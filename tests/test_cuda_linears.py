@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -104,10 +105,38 @@ def test_the_backend_gives_the_definition_for_few_tokens_and_many(n_tokens: int)
         assert torch.equal(result, quantized.linear_w8a8(given, weight, weight_scale, bias))
 
 
-def test_several_linears_of_one_input_are_those_of_each() -> None:
-    x = torch.randn(3, 64, device=DEVICE)
-    weights, scales = zip(*(random_product(3, n, 64)[1:3] for n in (24, 40)), strict=True)
+@each_dtype
+@pytest.mark.parametrize("n_inputs", [64, 37])
+@pytest.mark.parametrize("n_tokens", [1, 20, FEW_TOKENS, FEW_TOKENS + 1])
+@pytest.mark.parametrize("outputs", [(40,), (70, 33), (128, 32, 1)])
+def test_several_linears_of_one_input_are_those_of_each(
+    outputs: tuple[int, ...],
+    n_tokens: int,
+    n_inputs: int,
+    dtype: torch.dtype,
+    guarded: list[Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    several = Mock(wraps=w8a8._several)
+    monkeypatch.setattr(w8a8, "_several", several)
+    x = torch.randn(n_tokens, n_inputs, device=DEVICE).to(dtype)
+    parts = [random_product(1, n, n_inputs)[1:3] for n in outputs]
+    weights, scales = zip(*parts, strict=True)
     results = backend.linears_w8a8(x, weights, scales)
+    assert several.call_count == (n_tokens <= FEW_TOKENS)
+    assert [each.dtype for each in results] == [dtype] * len(outputs)
+    assert all(map(torch.equal, results, quantized.linears_w8a8(x, weights, scales)))
+
+
+def test_linears_with_too_few_tiles_for_a_device_are_cut_into_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(w8a8, "processors", lambda: Processors(64, 227 * 2**10))
+    monkeypatch.setattr(w8a8, "_several", lambda *_: pytest.fail("in one launch"))
+    x = torch.randn(1, 4096, device=DEVICE)
+    parts = [random_product(1, n, 4096)[1:3] for n in (32, 64)]
+    weights, scales = zip(*parts, strict=True)
+    results = w8a8.linears_w8a8(x, weights, scales)
     assert all(map(torch.equal, results, quantized.linears_w8a8(x, weights, scales)))
 
 

@@ -50,7 +50,9 @@ class Run:
         self.settings = settings
         self.model = model
         layout = CacheLayout.of(model.config, kv_dtype(settings.kv, model.dtype))
-        pool = PagePool(layout, n_pages(layout, settings), model.device, False)
+        pool = PagePool(
+            layout, n_pages(layout, settings), model.device, enable_prefix_caching=False
+        )
         self.caches = [RaggedCache(pool, settings.length) for _ in range(settings.batch)]
         n_short = settings.batch if settings.context else 0
         self.short_caches = [RaggedCache(pool, settings.decode) for _ in range(n_short)]

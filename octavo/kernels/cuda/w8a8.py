@@ -54,8 +54,18 @@ def linear_w8a8(
 def linears_w8a8(
     x: Tensor | QuantizedTokens, weights: Sequence[Tensor], weight_scales: Sequence[Tensor]
 ) -> list[Tensor]:
-    """As `octavo.kernels.quantized.linears_w8a8`, same arguments, bit by bit: one after another."""
+    """As `octavo.kernels.quantized.linears_w8a8`, same arguments, bit by bit.
+
+    Few tokens in one launch, if there are tiles enough for all processors: a token's keys and
+    values alone are not, and a launch takes longer than to read their weights.
+    """
     tokens = quantize.quantize_per_token(x) if isinstance(x, Tensor) else x
+    n_tokens, n_inputs = tokens.q.shape
+    serves = runs_on(tokens.q) and tokens.dtype in quantize.FLOATS and n_tokens <= FEW_TOKENS
+    if serves and usable():
+        cut = tiling(n_tokens, sum(map(len, weights)), n_inputs, processors())
+        if cut.n_parts == 1:
+            return _several(tokens, weights, weight_scales, cut)
     return [linear_w8a8(tokens, *each) for each in zip(weights, weight_scales, strict=True)]
 
 
@@ -90,6 +100,22 @@ def _by_tiles(
     out = torch.empty(n_tokens, n_outputs, dtype=x.dtype, device=x.q.device)
     _whole_kernel[grid](x.q, x.scale, weight, weight_scale, bias, out, *sizes, **blocks)
     return out
+
+
+def _several(
+    x: QuantizedTokens, weights: Sequence[Tensor], weight_scales: Sequence[Tensor], cut: Tiling
+) -> list[Tensor]:
+    """Several products of the same tokens, which are at most cut.m, in one launch."""
+    n_tokens, n_inputs = x.q.shape
+    n_outputs = tuple(map(len, weights))
+    outs = [torch.empty(n_tokens, n, dtype=x.dtype, device=x.q.device) for n in n_outputs]
+    _several_kernel[(sum(triton.cdiv(n, cut.n) for n in n_outputs),)](
+        x.q.contiguous(), x.scale, tuple(weight.contiguous() for weight in weights),
+        tuple(weight_scales), tuple(outs), n_tokens, n_outputs, n_inputs, BLOCK_M=cut.m,
+        BLOCK_N=cut.n, BLOCK_K=cut.k, WHOLE=n_inputs % cut.k == 0, num_warps=cut.n_warps,
+        num_stages=N_STAGES, enable_fp_fusion=False,
+    )  # fmt: skip
+    return outs
 
 
 def _by_int_mm(
@@ -136,6 +162,11 @@ def _is_right() -> bool:
             found = _by_tiles(x, weight, weight_scale, bias, cut._replace(n_parts=n_parts))
             if not torch.equal(found, quantized.linear_w8a8(x, weight, weight_scale, bias)):
                 return False
+            if n_parts == 1 and cut.m <= FEW_TOKENS:
+                several = [weight, weight[:9]], [weight_scale, weight_scale[:9]]
+                expected = quantized.linears_w8a8(x, *several)
+                if not all(map(torch.equal, _several(x, *several, cut), expected)):
+                    return False
     return True
 
 
@@ -249,6 +280,38 @@ def _whole_kernel(
         BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
     )  # fmt: skip
     _store_scaled(total, scale, weight_scale, bias, out, tokens, outputs, n_tokens, n_outputs)
+
+
+@triton.jit
+def _several_kernel(
+    q: tl.tensor,
+    scale: tl.tensor,
+    weights: tl.tuple,
+    weight_scales: tl.tuple,
+    outs: tl.tuple,
+    n_tokens: tl.tensor,
+    n_outputs: tl.tuple,
+    n_inputs: tl.tensor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WHOLE: tl.constexpr,
+) -> None:
+    """A tile of one of several results, whose tiles come one after another; it has all tokens."""
+    tile, n_steps = tl.program_id(0), tl.cdiv(n_inputs, BLOCK_K)
+    tokens = tl.arange(0, BLOCK_M)
+    for i in tl.static_range(len(weights)):
+        if (tile >= 0) & (tile * BLOCK_N < n_outputs[i]):
+            outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            total = _sums(
+                q, weights[i], tokens, outputs, 0, n_steps, n_tokens, n_outputs[i], n_inputs,
+                BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
+            )  # fmt: skip
+            _store_scaled(
+                total, scale, weight_scales[i], None, outs[i], tokens, outputs, n_tokens,
+                n_outputs[i],
+            )  # fmt: skip
+        tile -= tl.cdiv(n_outputs[i], BLOCK_N)
 
 
 @triton.jit

@@ -117,6 +117,7 @@ def test_several_linears_of_one_input_are_those_of_each(
     guarded: list[Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert w8a8.usable()  # its self-check runs the kernel too
     several = Mock(wraps=w8a8._several)
     monkeypatch.setattr(w8a8, "_several", several)
     x = torch.randn(n_tokens, n_inputs, device=DEVICE).to(dtype)

@@ -129,9 +129,8 @@ struct Attend {
         const int64_t share = block_keys * 2 * W / D;
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
-            if (is_direct)
-                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
             if (is_direct) {
+                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
                 const Direct<Dot, T> values{block->values, d};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);

@@ -96,8 +96,9 @@ def compile_linears() -> None:
     for n_tokens in (1, 16, 32, 64, 512, 8192):
         for n_outputs, n_inputs in shapes:
             compile_linear(n_tokens, n_outputs, n_inputs, None)
-        compile_linears_of("attention.wq", "attention.wk", "attention.wv", n_tokens=n_tokens)
-        compile_linears_of("feed_forward.w1", "feed_forward.w3", n_tokens=n_tokens)
+        if n_tokens <= tiling.FEW_TOKENS:
+            compile_several(n_tokens, "attention.wq", "attention.wk", "attention.wv")
+            compile_several(n_tokens, "feed_forward.w1", "feed_forward.w3")
     compile_linear(2, 48, 37, torch.ones(48))
 
 
@@ -107,10 +108,8 @@ def compile_linear(n_tokens: int, n_outputs: int, n_inputs: int, bias: Tensor | 
     w8a8._by_tiles(tokens, weight, torch.empty(n_outputs), bias)
 
 
-def compile_linears_of(*names: str, n_tokens: int) -> None:
-    """Those of the first layer, if they are few tokens'."""
-    if n_tokens > tiling.FEW_TOKENS:
-        return
+def compile_several(n_tokens: int, *names: str) -> None:
+    """Linears of the first layer in one launch."""
     shapes = [MINISTRAL_8B.linear_shape(f"layers.0.{name}") for name in names]
     weights = [torch.empty(shape, dtype=torch.int8) for shape in shapes]
     q = torch.empty(n_tokens, shapes[0][1], dtype=torch.int8)

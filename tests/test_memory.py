@@ -34,18 +34,26 @@ for tensor in model.state_dict().values():
 print(status("VmHWM") - before)
 """
 
-# The same of a load whose weights go elsewhere: from the files through fp32 to a device without
-# memory of its own.
+# The same of a load whose weights go elsewhere and are fp32 there: to a device without memory of
+# its own, for which a tensor is read as for one that has some.
 LOAD_ELSEWHERE = """
 import sys
 from pathlib import Path
 import torch
 from octavo import Transformer
 from octavo.checkpoint import open_checkpoint
+from octavo.checkpoint.tensors import TensorInfo
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+def read_all(info, read=TensorInfo.read):
+    tensor = read(info)
+    tensor.view(torch.int16).max()
+    return tensor
+
+TensorInfo.read = read_all
 
 def load(folder):
     Transformer.from_checkpoint(
@@ -125,13 +133,14 @@ def test_packed_load_never_holds_the_weights_twice(tmp_path: Path) -> None:
     assert size * 0.9 < measure(LOAD, small, folder) < size * 1.1
 
 
-def test_a_load_to_another_device_never_holds_more_than_a_shard(tmp_path: Path) -> None:
+def test_a_load_to_another_device_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     small = write_hugging_face(tmp_path / "small", small_config(), dtype=torch.bfloat16)
     config = small_config(dim=1024, n_layers=12, head_dim=128, hidden_dim=3072, n_heads=8)
     folder = write_hugging_face(tmp_path / "large", config, dtype=torch.bfloat16, shards=4)
     shards = [f.stat().st_size for f in folder.glob("*.safetensors")]
     assert len(shards) == 4 and sum(shards) > 250e6
-    assert measure(LOAD_ELSEWHERE, small, folder) < min(shards)
+    largest = 2 * config.dim * config.hidden_dim  # bytes
+    assert measure(LOAD_ELSEWHERE, small, folder) < 3 * largest < min(shards)
 
 
 def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:

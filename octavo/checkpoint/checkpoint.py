@@ -13,6 +13,7 @@ from octavo.checkpoint.compressed import ExpectedTensor, expected_tensors
 from octavo.checkpoint.ministral import MINISTRAL_8B, is_ministral_8b, with_true_pattern
 from octavo.checkpoint.tensors import TensorInfo
 from octavo.config import AttentionPattern, ModelConfig
+from octavo.device import CPU
 from octavo.errors import CheckpointError, ConfigError
 
 FORMATS = ("auto", "mistral", "hf")
@@ -51,19 +52,26 @@ class Checkpoint:
         """The dtype of the floating-point weights: that of the embedding."""
         return tensors.DTYPES[self.tensors["tok_embeddings.weight"].dtype]
 
-    def load(self, dtype: torch.dtype | str | None = None, prefix: str = "") -> dict[str, Tensor]:
+    def load(
+        self,
+        dtype: torch.dtype | str | None = None,
+        prefix: str = "",
+        device: torch.device = CPU,
+    ) -> dict[str, Tensor]:
         """Every tensor by its name in `octavo.model`.
 
-        Weights that need no change stay memory-mapped. The others are copied one at a time, and
-        the mapping that each was read through is let go before the next.
+        On a CPU, weights that need no change stay memory-mapped. The others are copied one at a
+        time, and the mapping that each was read through is let go before the next. To another
+        device they go as they are stored and are changed there: the host has no copy of its own.
 
         Args:
             dtype: of the floating-point weights; None or "auto" keeps the file's.
             prefix: `layers.3.` loads that layer alone; names stay whole.
+            device: where the tensors are to be.
         """
         target = self._target(dtype)
         return {
-            name: self._load(name, info, target)
+            name: self._load(name, info, target, device)
             for name, info in self.tensors.items()
             if name.startswith(prefix)
         }
@@ -85,8 +93,10 @@ class Checkpoint:
     def _is_reordered(self, name: str) -> bool:
         return self.interleaved and name.rsplit(".", 2)[-2] in ("wq", "wk")
 
-    def _load(self, name: str, info: TensorInfo, dtype: torch.dtype) -> Tensor:
-        tensor = info.read()
+    def _load(
+        self, name: str, info: TensorInfo, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        tensor = info.read().to(device)
         quantization = self.config.quantization
         if quantization is not None and self._is_scale(name):
             tensor = compressed.scale_as_run(tensor, quantization.scheme)

@@ -3,8 +3,8 @@
 On a CPU, weights that run as they lie in their file stay mapped, and are read when they are used.
 Those that are changed on the way (another dtype, another order of rows, a kernel's own layout) are
 read and changed a module at a time. What a module was made from is let go before the next, so that
-memory never holds more than the weights and one module's twice. On another device all are read, and
-the host's memory never holds more than one module's.
+memory never holds more than the weights and one module's twice. To another device all are read and
+sent as they lie, and changed there: the host's memory holds no more than one of them at a time.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def _assign(
     device: torch.device,
 ) -> None:
     """A function of its own, so that nothing but the module holds its tensors afterwards."""
-    state = checkpoint.load(dtype, prefix)
-    own = {name.removeprefix(prefix): tensor.to(device) for name, tensor in state.items()}
+    state = checkpoint.load(dtype, prefix, device)
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     module.load_state_dict(own, strict=True, assign=True)
 
 

@@ -27,11 +27,11 @@ void append(const AppendCall& call, AppendKernel kernel) {
 }  // namespace
 }  // namespace octavo
 
-// 0, or 1 where the machine does not have the instructions, or this is not built for them.
+// 0, or 1 where the machine does not have the instructions. It is not built for wider ones than AVX2.
 extern "C" int octavo_rotary_append(const octavo::AppendCall* call, int isa) {
-    if (isa > octavo::AVX2 || !octavo::runs(isa)) return 1;
+    if (!octavo::runs(isa)) return 1;
 #if defined(__x86_64__)
-    if (isa == octavo::AVX2) {
+    if (isa >= octavo::AVX2) {
         octavo::append(*call, octavo::append_avx2);
         return 0;
     }

@@ -10,10 +10,10 @@
 namespace octavo {
 namespace {
 
-bool has(int isa) { return isa <= AVX2 && runs(isa); }
-
 const LinearKernels& kernels_of(int isa) {
 #if defined(__x86_64__)
+    if (isa == EMULATED) return linears_emulated;
+    if (isa == AVX512) return linears_avx512;
     if (isa == AVX2) return linears_avx2;
 #endif
     (void)isa;
@@ -42,9 +42,9 @@ struct Cut {
 
     W8A8Piece piece(int64_t i) const {
         W8A8Piece piece;
-        piece.first_token = i / columns * height;
+        piece.first_token = i % rows * height;
         piece.n_tokens = std::min(height, call.n_tokens - piece.first_token);
-        piece.first_panel = i % columns * panels;
+        piece.first_panel = i / rows * panels;
         piece.n_panels = std::min(panels, call.n_panels() - piece.first_panel);
         return piece;
     }
@@ -91,22 +91,17 @@ void multiply(const BF16Call& call, const LinearKernels& kernels) {
     }
 }
 
-void pack(const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int n_threads) {
+void pack(
+    const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int n_threads,
+    const LinearKernels& kernels
+) {
     const int64_t n_panels = (n_outputs + PANEL - 1) / PANEL;
     (void)n_threads;
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(n_threads) if (n_threads > 1) schedule(static)
 #endif
     for (int64_t panel = 0; panel < n_panels; panel++)
-        for (int64_t i = 0; i < PANEL; i++) {
-            const int64_t output = panel * PANEL + i;
-            const int8_t* row = weight + output * n_inputs;
-            int8_t* to = packed + panel * PANEL * n_inputs + 2 * i;
-            for (int64_t k = 0; k < n_inputs; k += 2, to += 2 * PANEL) {
-                to[0] = output < n_outputs ? row[k] : 0;
-                to[1] = output < n_outputs ? row[k + 1] : 0;
-            }
-        }
+        kernels.pack(weight, n_outputs, n_inputs, panel, packed + panel * PANEL * n_inputs);
 }
 
 void quantize(const QuantizeCall& call, const LinearKernels& kernels) {
@@ -127,30 +122,33 @@ void quantize(const QuantizeCall& call, const LinearKernels& kernels) {
 
 extern "C" {
 
-// Pack [n_outputs, n_inputs] int8 as native/linear.h says; n_inputs is even.
-void octavo_pack_w8(
-    const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int64_t n_threads
+// All give 0, or 1 where the machine does not have the instructions.
+
+// Pack [n_outputs, n_inputs] int8 as native/linear.h says; n_inputs is a multiple of 4.
+int octavo_pack_w8(
+    const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int64_t n_threads,
+    int64_t isa
 ) {
-    octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads));
+    if (!octavo::runs(int(isa))) return 1;
+    const octavo::LinearKernels& kernels = octavo::kernels_of(int(isa));
+    octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads), kernels);
+    return 0;
 }
 
-// These give 0, or 1 where the machine does not have the instructions, or linears are not built for
-// them.
-
 int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {
-    if (!octavo::has(isa)) return 1;
+    if (!octavo::runs(isa)) return 1;
     octavo::multiply(*calls, octavo::kernels_of(isa));
     return 0;
 }
 
 int octavo_linear_bf16(const octavo::BF16Call* call, int isa) {
-    if (!octavo::has(isa)) return 1;
+    if (!octavo::runs(isa)) return 1;
     octavo::multiply(*call, octavo::kernels_of(isa));
     return 0;
 }
 
 int octavo_quantize(const octavo::QuantizeCall* call, int isa) {
-    if (!octavo::has(isa)) return 1;
+    if (!octavo::runs(isa)) return 1;
     octavo::quantize(*call, octavo::kernels_of(isa));
     return 0;
 }

@@ -5,20 +5,21 @@
 
 namespace octavo {
 
-// A packed int8 weight is panels of PANEL outputs; a panel holds, for each pair of neighbouring
-// inputs, the PANEL pairs of numbers. Missing outputs are zeros.
+// A packed int8 weight is panels of PANEL outputs; a panel holds, for each word of neighbouring inputs,
+// the PANEL words. A word is what an instruction set multiplies at a time, see native/products.h: two
+// numbers, or four to which 128 was added. Missing outputs are zeros.
 constexpr int64_t PANEL = 16;
 
 // One call of `octavo.kernels.linear_w8a8`; shapes and meaning are its.
 struct W8A8Call {
     const int8_t* q;            // [T, K]
     const float* scale;         // [T]
-    const int8_t* packed;       // [ceil(N / PANEL), K / 2, PANEL, 2]
+    const int8_t* packed;       // [ceil(N / PANEL), words of K, PANEL], for the same instructions
     const float* weight_scale;  // [N]
     void* out;                  // [T, N] fp32 or bf16
     int64_t n_tokens;
     int64_t n_outputs;
-    int64_t n_inputs;  // even
+    int64_t n_inputs;  // a multiple of 4
     int64_t n_threads;
     int64_t is_bf16;  // the outputs; else fp32
 
@@ -32,7 +33,7 @@ struct W8A8Calls {
 };
 
 constexpr int64_t BLOCK_TOKENS = 96;    // of a piece: so often is a weight used that was read
-constexpr int64_t BLOCK_PANELS = 8;     // of a piece: so often is an input used that was widened
+constexpr int64_t BLOCK_PANELS = 16;    // of a piece: so often is an input used that was widened
 constexpr int64_t BLOCK_INPUTS = 1024;  // a panel's block, 16 KiB, stays in the first-level cache
 
 // A piece of work: the outputs first_panel * PANEL… of the tokens first_token….
@@ -41,9 +42,13 @@ struct W8A8Piece {
     int64_t first_panel, n_panels;
 };
 
-// What a thread works in: its inputs as int16 and its sums.
+// Words between one token's inputs and the next one's: at powers of two they would meet in the same lines
+// of the first-level cache.
+constexpr int64_t APART = 16;
+
+// What a thread works in: its inputs in words of at least two, and its sums.
 struct W8A8Scratch {
-    int16_t inputs[BLOCK_TOKENS * BLOCK_INPUTS];
+    int32_t inputs[BLOCK_TOKENS * (BLOCK_INPUTS / 2 + APART)];
     int32_t sums[BLOCK_PANELS * BLOCK_TOKENS * PANEL];  // [panel, token, PANEL]
 };
 
@@ -78,6 +83,10 @@ constexpr int64_t INPUT_MULTIPLE = 16;
 
 // What each instruction set implements.
 struct LinearKernels {
+    // One panel of a weight [n_outputs, n_inputs].
+    void (*pack)(
+        const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int64_t panel, int8_t* packed
+    );
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
     // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
     void (*bf16)(const BF16Call& call, int64_t first, int64_t stop, float* sums);
@@ -87,7 +96,7 @@ struct LinearKernels {
 
 extern const LinearKernels linears_portable;
 #if defined(__x86_64__)
-extern const LinearKernels linears_avx2;
+extern const LinearKernels linears_avx2, linears_avx512, linears_emulated;
 #endif
 
 }  // namespace octavo

@@ -119,6 +119,12 @@ struct Pairs {
     static OCTAVO_INLINE Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
     static OCTAVO_INLINE Sum start(int32_t) { return Sum{}; }
 
+    // Of a linear's weight, packed, and what of an input is multiplied by it.
+    typedef int16_t Input;
+    static OCTAVO_INLINE int8_t packed(int8_t weight) { return weight; }
+    static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return words(p, 2 * W); }
+    static int32_t begin(const int8_t*, int64_t) { return 0; }
+
     static OCTAVO_INLINE IntVec words(const int8_t* p, int64_t) {
 #if OCTAVO_WIDTH == 8
         return (IntVec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
@@ -183,6 +189,21 @@ struct Quads {
     }
     static OCTAVO_INLINE Vec floats(Sum sum) { return __builtin_convertvector(sum, Vec); }
     static OCTAVO_INLINE Sum start(int32_t begin) { return splat(begin); }
+
+    typedef int8_t Input;
+    static OCTAVO_INLINE int8_t packed(int8_t weight) { return int8_t(weight ^ 0x80); }
+    static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return load((const int32_t*)p); }
+    // What the sums of n inputs' products begin with: it undoes the 128.
+    static int32_t begin(const int8_t* inputs, int64_t n) {
+        Sum sums = Sum{};
+        int64_t i = 0;
+        for (; i + 4 * W <= n; i += 4 * W)
+            sums = add(sums, splat(0x01010101), load((const int32_t*)(inputs + i)));
+        int32_t sum = 0;
+        for (int lane = 0; lane < W; lane++) sum += sums[lane];
+        for (; i < n; i++) sum += inputs[i];
+        return -128 * sum;
+    }
 
     static OCTAVO_INLINE IntVec words(const int8_t* p, int64_t n) {
         IntVec v = IntVec{};

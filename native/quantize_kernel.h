@@ -8,11 +8,13 @@ namespace {
 template <typename T>
 void rms_norm(const T* x, const T* weight, float* row, int64_t n, float eps) {
     Vec squares[2] = {};
-    for (int64_t i = 0; i < n; i += 2 * W) {
-        const Vec a = load(x + i), b = load(x + i + W);
+    int64_t k = 0;
+    for (; k + 2 * W <= n; k += 2 * W) {
+        const Vec a = load(x + k), b = load(x + k + W);
         squares[0] += a * a;
         squares[1] += b * b;
     }
+    if (k < n) squares[0] += load(x + k) * load(x + k);
     const Vec factor = splat(1.0f / sqrtf(sum(squares[0] + squares[1]) / float(n) + eps));
     for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i) * factor * load(weight + i));
 }

@@ -21,8 +21,11 @@ from octavo.model.linear import LinearW8A8, pack_linears, run_linears
 from octavo.schemes import SCHEMES
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-SHAPES = [(1, 1, 16), (1, 100, 64), (2, 33, 48), (7, 128, 2048), (13, 16, 1040), (200, 50, 96)]
-each_isa = pytest.mark.parametrize("isa", [0, 1], ids=library.ISAS[:2])
+SHAPES = [
+    (1, 1, 16), (1, 100, 64), (2, 33, 48), (5, 70, 9000), (7, 128, 2048), (9, 300, 100),
+    (13, 16, 1040), (24, 40, 4096), (200, 50, 96),
+]  # fmt: skip
+each_isa = pytest.mark.parametrize("isa", range(len(library.ISAS)), ids=library.ISAS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -33,7 +36,7 @@ def require(isa: int) -> None:
 
 def panels(isa: int, tokens: QuantizedTokens, weight: Tensor, weight_scale: Tensor) -> Tensor:
     require(isa)
-    return linear.PanelWeight(weight).multiply(tokens, weight_scale, isa)
+    return linear.PanelWeight(weight, isa).multiply(tokens, weight_scale)
 
 
 def by_library(
@@ -63,10 +66,12 @@ def by_triton(
     return tokens._replace(q=tokens.q.cpu(), scale=tokens.scale.cpu())
 
 
-PRODUCTS = {"portable": partial(panels, 0), "avx2": partial(panels, 1), "triton": tiles}
-QUANTIZE = {
-    "portable": partial(by_library, 0),
-    "avx2": partial(by_library, 1),
+PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    **{name: partial(panels, isa) for isa, name in enumerate(library.ISAS)},
+    "triton": tiles,
+}
+QUANTIZE: dict[str, Callable[..., QuantizedTokens]] = {
+    **{name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)},
     "triton": by_triton,
 }
 each_product = pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS.keys())
@@ -105,8 +110,8 @@ def test_products_in_one_call_are_those_of_each(
     parts = [random_linear((1, n_outputs, 96))[1:] for n_outputs in (200, 1, 16, 33, 700)]
     weights, scales = zip(*parts, strict=True)
     expected = quantized.linears_w8a8(x, weights, scales)
-    packed = [linear.PanelWeight(weight) for weight in weights]
-    results = linear.multiply_all(tokens, packed, scales, isa)
+    packed = [linear.PanelWeight(weight, isa) for weight in weights]
+    results = linear.multiply_all(tokens, packed, scales)
     by_each = [kernels.linear_w8a8(tokens, *part) for part in parts]
     mixed = kernels.linears_w8a8(x, [packed[0], *weights[1:]], scales)
     for found in (results, by_each, mixed, kernels.linears_w8a8(x, packed, scales)):
@@ -262,6 +267,19 @@ def test_a_packed_linear_computes_what_it_did() -> None:
     assert (module.weight is None) == packed
     assert torch.allclose(module(x), before, rtol=1e-6)
     assert torch.equal(module(quantized.quantize_per_token(x)), module(x))
+
+
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_onednn_multiplies_where_there_is_amx(
+    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "multiplies_tiles", lambda: has_amx)
+    for usable in (onednn.usable, linear.usable):
+        monkeypatch.setattr(usable.__module__ + ".usable", lambda: True)
+    weight = random_linear((1, 24, 64))[1]
+    packed = w8a8.pack_w8a8(weight)
+    require(0)
+    assert isinstance(packed, onednn.OneDNNWeight if has_amx else linear.PanelWeight)
 
 
 def test_an_odd_number_of_inputs_has_only_the_definition() -> None:

@@ -59,12 +59,12 @@ def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
     Args:
         name: of the function.
         call: its arguments.
-        isa: an index into ISAS; None takes the widest of this machine, up to AVX2.
+        isa: an index into ISAS; None takes the widest of this machine.
 
     Raises:
         ValueError: this machine does not have these instructions.
     """
-    isa = _widest() if isa is None else isa
+    isa = widest() if isa is None else isa
     if _function(name)(ctypes.byref(call), isa):
         raise ValueError(f"this machine does not run {ISAS[isa]}")
 
@@ -78,10 +78,11 @@ def _function(name: str) -> Callable[[object, int], int]:
 
 
 @cache
-def _widest() -> int:
+def widest() -> int:
+    """The widest instructions that this machine has, an index into ISAS; the library is there."""
     library = load()
     assert library is not None
-    return min(ISAS.index("avx2"), int(library.octavo_best_isa()))
+    return int(library.octavo_best_isa())
 
 
 def runs(isa: int) -> bool:

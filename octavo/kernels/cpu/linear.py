@@ -60,41 +60,44 @@ class _QuantizeCall(ctypes.Structure):
 class PanelWeight:
     """An int8 weight in panels, as the library's W8A8 product reads it.
 
+    Args:
+        weight: [N, K] int8, K a multiple of 4.
+        isa: the instructions that multiply it, an index into ISAS; None: the widest here.
+
     Attributes:
         shape: (out_features, in_features).
         panels: as native/linear.h says.
+        isa: as given.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, isa: int | None = None) -> None:
         n_outputs, n_inputs = weight.shape
         self.shape = (n_outputs, n_inputs)
-        library = native.load()
-        assert library is not None
+        self.isa = native.widest() if isa is None else isa
         self.panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
         weight = weight.contiguous()
+        library = native.load()
+        assert library is not None
         library.octavo_pack_w8(
             ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),
             ctypes.c_int64(n_inputs), ctypes.c_void_p(self.panels.data_ptr()),
-            ctypes.c_int64(torch.get_num_threads()),
+            ctypes.c_int64(torch.get_num_threads()), ctypes.c_int64(self.isa),
         )  # fmt: skip
 
     @staticmethod
     def serves(weight: Tensor) -> bool:
         """Whether a weight [N, K] can be packed so."""
-        return weight.device.type == "cpu" and weight.shape[1] % 2 == 0
+        return weight.device.type == "cpu" and weight.shape[1] % 4 == 0
 
-    def multiply(self, x: QuantizedTokens, weight_scale: Tensor, isa: int | None = None) -> Tensor:
-        """As `octavo.kernels.linear_w8a8`, bit by bit; `isa` an index into ISAS."""
-        return multiply_all(x, [self], [weight_scale], isa)[0]
+    def multiply(self, x: QuantizedTokens, weight_scale: Tensor) -> Tensor:
+        """As `octavo.kernels.linear_w8a8`, bit by bit."""
+        return multiply_all(x, [self], [weight_scale])[0]
 
 
 def multiply_all(
-    x: QuantizedTokens,
-    weights: Sequence[PanelWeight],
-    weight_scales: Sequence[Tensor],
-    isa: int | None = None,
+    x: QuantizedTokens, weights: Sequence[PanelWeight], weight_scales: Sequence[Tensor]
 ) -> list[Tensor]:
-    """As `octavo.kernels.linears_w8a8`, bit by bit; `isa` an index into ISAS."""
+    """As `octavo.kernels.linears_w8a8`, bit by bit; all packed for the same instructions."""
     n_tokens, threads = x.q.shape[0], torch.get_num_threads()
     dtype = x.dtype if x.dtype in FLOATS else torch.float32
     q, scale = x.q.contiguous(), x.scale.contiguous()
@@ -108,7 +111,7 @@ def multiply_all(
         for weight, weight_scale, out in zip(weights, scales, outs, strict=True)
     ]  # fmt: skip
     array = (_W8A8Call * len(calls))(*calls)
-    native.run("octavo_linears_w8a8", _W8A8Calls(array, len(calls)), isa)
+    native.run("octavo_linears_w8a8", _W8A8Calls(array, len(calls)), weights[0].isa)
     return outs if dtype == x.dtype else [out.to(x.dtype) for out in outs]
 
 

@@ -25,11 +25,12 @@ def pack_w8a8(weight: Tensor) -> PackedWeight | None:
     Returns:
         The packed weight, which is a copy; None where only the definition serves.
     """
+    by_panels = PanelWeight.serves(weight) and linear.usable()
+    if by_panels and not onednn.multiplies_tiles():
+        return PanelWeight(weight)
     if OneDNNWeight.serves(weight) and onednn.usable():
         return OneDNNWeight(weight)
-    if PanelWeight.serves(weight) and linear.usable():
-        return PanelWeight(weight)
-    return None
+    return PanelWeight(weight) if by_panels else None
 
 
 def linear_w8a8(

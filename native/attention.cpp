@@ -11,7 +11,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t MOST_ROWS = 192;   // rows a piece, about: so often is a key used that was packed
+constexpr int64_t MOST_ROWS = 384;   // rows a piece, about: so often is a key used that was packed
 constexpr int64_t FEW_QUERIES = 16;  // new tokens of a sequence whose keys are cut into runs
 constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, at least, times the queries: so parts take no
 constexpr int64_t MOST_RUNS = 32;    // more room; of a long context runs are longer instead of more

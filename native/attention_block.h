@@ -51,11 +51,12 @@ void find_block(
     }
 }
 
-// Begin to bring n tokens' keys or values into the cache.
-template <typename T>
+// Begin to bring n tokens' keys or values into the first-level cache, or a farther one.
+template <int LEVEL = 1, typename T>
 OCTAVO_INLINE void fetch(const T* const* tokens, int64_t n, int64_t D) {
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(tokens[i] + d);
+        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T)))
+            __builtin_prefetch(tokens[i] + d, 0, LEVEL == 1 ? 3 : 2);
 }
 
 // The scales of a block's keys, and what its weights are multiplied by before they are rounded:
@@ -87,6 +88,14 @@ constexpr int64_t PANEL = COLUMNS * W;
 // How many of an element's neighbours, it and what follows, are in one panel of values.
 inline int64_t panel_width(int64_t d, int64_t D) { return d - d % PANEL + PANEL <= D ? PANEL : 2 * W; }
 
+// Values of Dot::N tokens from the element d on, into a panel of C vectors a word.
+template <class Dot, int C, typename T>
+OCTAVO_INLINE void pack_values(const T* const* tokens, int64_t d, int32_t* panel, int64_t k) {
+    IntVec v[C];
+    Dot::interleave(tokens, d, v);
+    for (int c = 0; c < C; c++) store(panel + (k / Dot::N * C + c) * W, v[c]);
+}
+
 // Keys and values as columns, in panels as wide as `multiply` takes them. Keys' panels are
 // [words of a head][PANEL], and there are BLOCK_KEYS / PANEL; values' are [words of a block][PANEL],
 // and what of D is left over makes narrower ones.
@@ -96,20 +105,21 @@ __attribute__((noinline)) void pack(const Block<T>& block, int64_t D, const Scra
     for (int64_t k = 0; k < block.n; k += W)
         for (int64_t d = 0; d < n_words; d += W) {
             IntVec v[W];
-            for (int i = 0; i < W; i++)
+            repeat<W>(OCTAVO_EACH(i) {
                 v[i] = Dot::words(block.keys[k + i] + d * Dot::N, D - d * Dot::N);
+            });
             transpose(v);
-            for (int i = 0; i < least(W, n_words - d); i++)
-                store(scratch.keys + k / PANEL * PANEL * n_words + (d + i) * PANEL + k % PANEL, v[i]);
+            int32_t* const panel = scratch.keys + k / PANEL * PANEL * n_words + k % PANEL;
+            const int64_t n = n_words - d;  // or more
+            repeat<W>(OCTAVO_EACH(i) {
+                if (i < n) store(panel + (d + i) * PANEL, v[i]);
+            });
         }
     for (int64_t k = 0; k < block.n; k += Dot::N)
-        for (int64_t d = 0; d < D; d += 2 * W) {
-            IntVec v[2];
-            Dot::interleave(block.values + k, d, v);
-            const int64_t width = panel_width(d, D), first = d - d % width;
-            int32_t* const panel = scratch.values + first * (BLOCK_KEYS / Dot::N);
-            store(panel + k / Dot::N * width + d % width, v[0]);
-            store(panel + k / Dot::N * width + d % width + W, v[1]);
+        for (int64_t d = 0; d < D; d += panel_width(d, D)) {
+            int32_t* const panel = scratch.values + d * (BLOCK_KEYS / Dot::N);
+            if (panel_width(d, D) == PANEL) pack_values<Dot, COLUMNS>(block.values + k, d, panel, k);
+            else pack_values<Dot, 2>(block.values + k, d, panel, k);
         }
 }
 

@@ -6,12 +6,16 @@ namespace octavo {
 namespace {
 
 constexpr float NEVER = -__builtin_inff();
+constexpr int SIDE = W == 16 ? 4 : 2;   // keys that are multiplied as they lie, at a time
+constexpr int AHEAD = W == 16 ? 2 : 1;  // blocks that are fetched before their turn,
+constexpr int LEVEL = W == 16 ? 2 : 1;  // and to which cache
 
 // Neighbouring rows that take a block in together.
 struct Tile {
     int64_t row;                  // the first
-    int64_t low[TILE];            // each sees the keys low…high-1 of the block
+    int64_t low[TILE];            // each sees the keys low…high-1 of the block,
     int64_t high[TILE];
+    int64_t n;                    // of which none sees more than the first n
     float correction[LINE] = {};  // what the sums of earlier blocks are multiplied by,
     float factor[LINE] = {};      // and those of this one
 };
@@ -28,13 +32,15 @@ struct Attend {
     const int64_t n_words, stride;              // words of a query, and from one to the next
     // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
     // a block's values are fetched while its keys are multiplied, and the next one's keys while its
-    // values are: both, and no more, stay in the first-level cache.
+    // values are: both, and no more, stay in the first-level cache. Wide vectors are done with a block
+    // before memory has sent the next: theirs are fetched two blocks ahead, to the second-level cache,
+    // which waits for more lines at once (18 for 11 GB/s on a core whose memory gives 19, an AMD EPYC).
     const bool is_direct;
     const int64_t block_keys;
     const Scratch scratch;
     const Part part;
     const Block<T>* block;
-    const Block<T>* next;
+    const Block<T>* next;  // that is fetched meanwhile; at the end the same
     float unit = 1.0f;     // what the block's sums are to be multiplied by
 
     Attend(const AttentionCall& call, const Piece& piece, float* memory, float* result)
@@ -46,36 +52,40 @@ struct Attend {
 
     void run() {
         take_queries();
-        Block<T> blocks[2];
-        find(piece.key_begin, 0, blocks[0]);
-        int64_t i = 0;
-        for (int64_t begin = piece.key_begin; begin < piece.key_end; begin += block_keys)
-            for (int64_t head = 0; head < piece.n_heads; head++, i++) {
-                block = &blocks[i % 2];
-                Block<T>& other = blocks[(i + 1) % 2];
-                next = &other;
-                if (head + 1 < piece.n_heads) find(begin, head + 1, other);
-                else if (begin + block_keys < piece.key_end) find(begin + block_keys, 0, other);
-                else next = block;
-                unit = find_scales<Dot>(call, *block, scratch);
-                if (!is_direct) pack<Dot>(*block, D, scratch);
-                for (int64_t row = 0; row < head_rows; row += TILE) {
-                    const int64_t n = least(TILE, head_rows - row), first = head * head_rows + row;
-                    if (!is_direct) fetch_share(row);
-                    switch (n) {
-                        case 1: take_block<1>(first); break;
-                        case 2: take_block<2>(first); break;
-                        case 3: take_block<3>(first); break;
-                        case 4: take_block<4>(first); break;
-                        case 5: take_block<5>(first); break;
-                        default: take_block<6>(first);
-                    }
+        // A step is a block of one head's keys; all heads have their turn with a block.
+        const int64_t n_blocks = (piece.key_end - piece.key_begin + block_keys - 1) / block_keys;
+        const int64_t n_steps = n_blocks * piece.n_heads;
+        const int64_t ahead = is_direct ? AHEAD : 1;
+        Block<T> blocks[AHEAD + 1];
+        for (int64_t step = 0; step < least(ahead, n_steps); step++) find(step, blocks[step]);
+        for (int64_t step = 0; step < n_steps; step++) {
+            block = next = &blocks[step % (AHEAD + 1)];
+            if (step + ahead < n_steps) {
+                Block<T>& found = blocks[(step + ahead) % (AHEAD + 1)];
+                find(step + ahead, found);
+                next = &found;
+            }
+            unit = find_scales<Dot>(call, *block, scratch);
+            if (!is_direct) pack<Dot>(*block, D, scratch);
+            for (int64_t row = 0; row < head_rows; row += TILE) {
+                const int64_t n = least(TILE, head_rows - row);
+                const int64_t first = step % piece.n_heads * head_rows + row;
+                if (!is_direct) fetch_share(row);
+                switch (n) {
+                    case 1: take_block<1>(first); break;
+                    case 2: take_block<2>(first); break;
+                    case 3: take_block<3>(first); break;
+                    case 4: take_block<4>(first); break;
+                    case 5: take_block<5>(first); break;
+                    default: take_block<6>(first);
                 }
             }
+        }
     }
 
-    void find(int64_t begin, int64_t head, Block<T>& found) const {
-        find_block(call, piece, begin, block_keys, piece.kv_head + head, found);
+    void find(int64_t step, Block<T>& found) const {
+        const int64_t begin = piece.key_begin + step / piece.n_heads * block_keys;
+        find_block(call, piece, begin, block_keys, piece.kv_head + step % piece.n_heads, found);
     }
 
     void take_queries() const {
@@ -110,8 +120,8 @@ struct Attend {
     void fetch_share(int64_t row) const {
         const int64_t share = (block_keys * TILE + head_rows - 1) / head_rows;
         const int64_t from = row / TILE * share, n = least(share, block_keys - from);
-        fetch(next->keys + from, n, D);
-        fetch(next->values + from, n, D);
+        fetch<LEVEL>(next->keys + from, n, D);
+        fetch<LEVEL>(next->values + from, n, D);
     }
 
     template <int ROWS>
@@ -123,14 +133,16 @@ struct Attend {
             tile.low[r] = call.window ? within(position - call.window + 1, block->n) : 0;
             tile.high[r] = within(position + 1, block->n);
         }
-        if (is_direct) score_direct<ROWS>(row);
-        else score<ROWS>(row);
+        tile.n = tile.high[ROWS - 1];
+        if (tile.low[0] >= tile.n) return;  // before or after what any of them sees
+        if (is_direct) score_direct<ROWS>(tile);
+        else score<ROWS>(tile);
         soften<ROWS>(tile);
         const int64_t share = block_keys * 2 * W / D;
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
+                fetch<LEVEL>(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
                 const Direct<Dot, T> values{block->values, d};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);
@@ -145,47 +157,55 @@ struct Attend {
 
     // Scores of ROWS rows, by packed keys.
     template <int ROWS>
-    __attribute__((noinline)) void score(int64_t row) const {
-        for (int64_t k = 0; k < block->n; k += PANEL) {
+    __attribute__((noinline)) void score(const Tile& tile) const {
+        const int64_t row = tile.row;
+        for (int64_t k = 0; k < tile.n; k += PANEL) {
             Sum sums[ROWS][COLUMNS];
-            for (int r = 0; r < ROWS; r++)
-                for (int c = 0; c < COLUMNS; c++) sums[r][c] = Dot::start(scratch.begins[row + r]);
+            repeat<ROWS * COLUMNS>(OCTAVO_EACH(i) {
+                sums[i / COLUMNS][i % COLUMNS] = Dot::start(scratch.begins[row + i / COLUMNS]);
+            });
             multiply<Dot, ROWS, COLUMNS, true>(
                 scratch.queries + row * stride, stride, n_words,
                 Packed{scratch.keys + k * n_words}, sums
             );
-            for (int r = 0; r < ROWS; r++)
-                for (int c = 0; c < COLUMNS; c++) store_scores(r, k + c * W, sums[r][c]);
+            repeat<ROWS * COLUMNS>(OCTAVO_EACH(i) {
+                store_scores(i / COLUMNS, k + i % COLUMNS * W, sums[i / COLUMNS][i % COLUMNS]);
+            });
         }
     }
 
     // The same by keys as they lie.
     template <int ROWS>
-    void score_direct(int64_t row) const {
-        const int32_t* const queries = scratch.queries + row * stride;
-        for (int64_t k = 0; k < block->n; k += W) {
-            Sum sums[ROWS][W];
-            for (int i = 0; i < W; i += 2) {  // two keys at a time
-                fetch(block->values + k + i, 2, D);
-                const T *const first = block->keys[k + i], *const second = block->keys[k + i + 1];
-                Sum own[2][ROWS] = {};
+    void score_direct(const Tile& tile) const {
+        const int32_t* const queries = scratch.queries + tile.row * stride;
+        for (int64_t k = 0; k < tile.n; k += W) {
+            Sum sums[ROWS][W / SIDE];
+            for (int i = 0; i < W / SIDE; i++) {
+                const T* const* const keys = block->keys + k + i * SIDE;
+                fetch<LEVEL>((LEVEL == 1 ? block : next)->values + k + i * SIDE, SIDE, D);
+                Sum own[ROWS][SIDE];
+                repeat<ROWS * SIDE>(OCTAVO_EACH(j) { own[j / SIDE][j % SIDE] = Sum{}; });
                 for (int64_t d = 0; d < n_words; d += W) {
                     const int64_t e = d * Dot::N;
-                    const IntVec a = Dot::words(first + e, D - e);
-                    const IntVec b = Dot::words(second + e, D - e);
-                    for (int r = 0; r < ROWS; r++) {
+                    IntVec words[SIDE];
+                    repeat<SIDE>(OCTAVO_EACH(j) { words[j] = Dot::words(keys[j] + e, D - e); });
+                    repeat<ROWS>(OCTAVO_EACH(r) {
                         IntVec query = load(queries + r * stride + d);
                         keep(query);
-                        own[0][r] = Dot::add(own[0][r], a, query);
-                        own[1][r] = Dot::add(own[1][r], b, query);
-                    }
+                        repeat<SIDE>(OCTAVO_EACH(j) {
+                            own[r][j] = Dot::add(own[r][j], words[j], query);
+                        });
+                    });
                 }
-                for (int r = 0; r < ROWS; r++) sums[r][i] = own[0][r], sums[r][i + 1] = own[1][r];
+                repeat<ROWS>(OCTAVO_EACH(r) {
+                    sum_each<1>(own[r]);
+                    sums[r][i] = own[r][0];
+                });
             }
-            for (int r = 0; r < ROWS; r++) {
-                sum_each(sums[r]);
-                store_scores(r, k, sums[r][0] + Dot::start(scratch.begins[row + r]));
-            }
+            repeat<ROWS>(OCTAVO_EACH(r) {
+                sum_each<SIDE>(sums[r]);
+                store_scores(r, k, sums[r][0] + Dot::start(scratch.begins[tile.row + r]));
+            });
         }
     }
 
@@ -198,28 +218,10 @@ struct Attend {
     // Turn scores into weights, relative to the block's greatest; greatest score and total move on.
     template <int ROWS>
     void soften(Tile& tile) const {
+        // Rows side by side hide how long a sum takes, where there are registers for them.
+        constexpr int TOGETHER = W == 16 ? ROWS : 1;
         float own[ROWS], added[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            float* const scores = scratch.scores + r * BLOCK_KEYS;
-            for (int64_t k = 0; k < tile.low[r]; k++) scores[k] = NEVER;
-            for (int64_t k = tile.high[r]; k < block_keys; k++) scores[k] = NEVER;
-            Vec most = load(scores);
-            for (int64_t k = W; k < block_keys; k += W) {
-                const Vec s = load(scores + k);
-                most = s > most ? s : most;
-            }
-            const float scale = scratch.query_scales[tile.row + r];
-            own[r] = largest(most) * scale;
-            // A row may see no key of this block; then all its weights are next to nothing.
-            const Vec shift = splat(own[r] == NEVER ? 0.0f : own[r]), factor = splat(scale);
-            Vec total = Vec{};
-            for (int64_t k = 0; k < block_keys; k += W) {
-                const Vec weights = exp2<Dot::COARSE>(load(scores + k) * factor - shift);
-                total += weights;
-                Dot::weigh(weights, scratch.value_scales, k, scratch.weights + r * BLOCK_KEYS);
-            }
-            added[r] = sum(total);
-        }
+        for (int r = 0; r < ROWS; r += TOGETHER) weigh<TOGETHER>(tile, r, own + r, added + r);
         for (int r = 0; r < ROWS; r++) {
             const float before = part.highest[tile.row + r];
             const float after = own[r] > before ? own[r] : before;
@@ -239,20 +241,59 @@ struct Attend {
         }
     }
 
+    // Weights of the tile's rows first…; each row's greatest score, and its weights' total.
+    template <int ROWS>
+    OCTAVO_INLINE void weigh(const Tile& tile, int first, float* own, float* added) const {
+        float* const scores = scratch.scores + first * BLOCK_KEYS;
+        int32_t* const words = scratch.weights + first * BLOCK_KEYS;
+        const float* const value_scales = scratch.value_scales;
+        const int64_t n = (tile.n + W - 1) / W * W;
+        for (int r = 0; r < ROWS; r++) {
+            float* const row = scores + r * BLOCK_KEYS;
+            for (int64_t k = 0; k < tile.low[first + r]; k++) row[k] = NEVER;
+            for (int64_t k = tile.high[first + r]; k < n; k++) row[k] = NEVER;
+        }
+        Vec most[ROWS], factor[ROWS], shift[ROWS], total[ROWS];
+        repeat<ROWS>(OCTAVO_EACH(r) { most[r] = load(scores + r * BLOCK_KEYS); });
+        for (int64_t k = W; k < n; k += W)
+            repeat<ROWS>(OCTAVO_EACH(r) {
+                most[r] = greater(load(scores + r * BLOCK_KEYS + k), most[r]);
+            });
+        repeat<ROWS>(OCTAVO_EACH(r) {
+            const float scale = scratch.query_scales[tile.row + first + r];
+            own[r] = largest(most[r]) * scale;
+            // A row may see no key of this block; then all its weights are next to nothing.
+            shift[r] = splat(own[r] == NEVER ? 0.0f : own[r]);
+            factor[r] = splat(scale);
+            total[r] = Vec{};
+        });
+        for (int64_t k = 0; k < n; k += W)
+            repeat<ROWS>(OCTAVO_EACH(r) {
+                const Vec score = load(scores + r * BLOCK_KEYS + k);
+                const Vec weights = exp2<Dot::COARSE>(score * factor[r] - shift[r]);
+                total[r] += weights;
+                Dot::weigh(weights, value_scales, k, words + r * BLOCK_KEYS);
+            });
+        repeat<ROWS>(OCTAVO_EACH(r) { added[r] = sum(total[r]); });
+    }
+
     // Bring rows' sums to their new greatest score, and add the block's: N_COLUMNS vectors from the
     // element d on.
     template <int ROWS, int N_COLUMNS, class Values>
     void add_values(const Tile& tile, int64_t d, const Values& values) const {
-        Sum sums[ROWS][N_COLUMNS] = {};
+        Sum sums[ROWS][N_COLUMNS];
+        repeat<ROWS * N_COLUMNS>(OCTAVO_EACH(i) { sums[i / N_COLUMNS][i % N_COLUMNS] = Sum{}; });
         multiply<Dot, ROWS, N_COLUMNS, false>(
-            scratch.weights, BLOCK_KEYS, (block->n + Dot::N - 1) / Dot::N, values, sums
+            scratch.weights, BLOCK_KEYS, (tile.n + Dot::N - 1) / Dot::N, values, sums
         );
-        for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < N_COLUMNS; c++) {
+        repeat<ROWS>(OCTAVO_EACH(r) {
+            Dot::restore(sums[r]);
+            repeat<N_COLUMNS>(OCTAVO_EACH(c) {
                 float* const all = part.sums + (tile.row + r) * D + d + c * W;
                 const Vec before = load(all) * splat(tile.correction[r]);
                 store(all, before + Dot::floats(sums[r][c]) * splat(tile.factor[r]));
-            }
+            });
+        });
     }
 
     // Divide all rows' sums by their totals, into out.

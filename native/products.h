@@ -8,6 +8,23 @@
 namespace octavo {
 namespace {
 
+// Of every 16 bytes of a and b the first halves, or the second: N bytes of a, as many of b, and so on.
+template <int N, bool SECOND>
+OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
+#if defined(OCTAVO_VNNI)
+    const __m512i x = (__m512i)a, y = (__m512i)b;
+    if (N == 1) return (IntVec)(SECOND ? _mm512_unpackhi_epi8(x, y) : _mm512_unpacklo_epi8(x, y));
+    return (IntVec)(SECOND ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
+#else
+    ByteVec out;
+    for (int i = 0; i < 4 * W; i++) {
+        const int from = i / 16 * 16 + i % 16 / (2 * N) * N + i % N + (SECOND ? 8 : 0);
+        out[i] = ((const ByteVec&)(i / N % 2 ? b : a))[from];
+    }
+    return (IntVec)out;
+#endif
+}
+
 // Floating point: one number a word, fp32.
 struct Singles {
     static constexpr int N = 1;
@@ -23,7 +40,8 @@ struct Singles {
     static OCTAVO_INLINE IntVec words(const T* p, int64_t) {
         return (IntVec)load(p);
     }
-    // Words of C · W neighbouring elements of N tokens, from the d-th on.
+    // Words of C · W neighbouring elements of N tokens, from the d-th on, in an order that suits the
+    // instructions; `restore` brings sums of such columns back in that of the elements.
     template <int C, typename T>
     static OCTAVO_INLINE void interleave(const T* const* tokens, int64_t d, IntVec (&out)[C]) {
         for (int c = 0; c < C; c++) out[c] = (IntVec)load(tokens[0] + d + c * W);
@@ -39,6 +57,8 @@ struct Singles {
         store((float*)words + k, weights);
     }
     static constexpr float MOST = 1.0f;
+    template <int C>
+    static OCTAVO_INLINE void restore(Sum (&)[C]) {}
 };
 
 // The same in bf16, two numbers a word: what AVX-512 BF16 multiplies twice as fast. Queries and weights
@@ -65,10 +85,25 @@ struct Halves {
     static OCTAVO_INLINE void interleave(
         const uint16_t* const* tokens, int64_t d, IntVec (&out)[C]
     ) {
-        for (int c = 0; c < C; c++) {
-            const IntVec upper = (IntVec)load(tokens[1] + d + c * W);
-            const IntVec lower = (IntVec)load(tokens[0] + d + c * W);
-            out[c] = upper | (IntVec)((UnsignedVec)lower >> 16);
+        for (int c = 0; c < C; c += 2) {
+            const IntVec a = load((const int32_t*)(tokens[0] + d + c * W));
+            const IntVec b = load((const int32_t*)(tokens[1] + d + c * W));
+            out[c] = zip<2, false>(a, b);
+            out[c + 1] = zip<2, true>(a, b);
+        }
+    }
+    // A lane of four words of one vector, one of the other, and so on.
+    template <int C>
+    static OCTAVO_INLINE void restore(Sum (&sums)[C]) {
+        IntVec low, high;
+        for (int i = 0; i < W; i++) {
+            low[i] = i / 8 * 4 + i % 4 + i / 4 % 2 * W;
+            high[i] = low[i] + W / 2;
+        }
+        for (int c = 0; c < C; c += 2) {
+            const IntVec a = (IntVec)sums[c], b = (IntVec)sums[c + 1];
+            sums[c] = (Sum)shuffle(a, b, low);
+            sums[c + 1] = (Sum)shuffle(a, b, high);
         }
     }
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
@@ -77,7 +112,13 @@ struct Halves {
         return 1.0f;
     }
     static OCTAVO_INLINE void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
+#if defined(OCTAVO_VNNI)
+        __m256i halves;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(weights));
+        _mm256_storeu_si256((__m256i*)((uint16_t*)words + k), halves);
+#else
         store((uint16_t*)words + k, weights);
+#endif
     }
     static constexpr float MOST = 1.0f;
 };
@@ -168,6 +209,8 @@ struct Pairs {
         const Narrow narrow = __builtin_convertvector(rounded, Narrow);
         memcpy((int16_t*)words + k, &narrow, sizeof narrow);
     }
+    template <int C>
+    static OCTAVO_INLINE void restore(Sum (&)[C]) {}
     static constexpr float MOST = 32767.0f;  // times 127 and a block's 128 keys: below 2^30
 };
 
@@ -236,11 +279,41 @@ struct Quads {
         return (IntVec)__builtin_shuffle(bytes, within);
 #endif
     }
+    // Of four vectors, each has four elements of every sixteen; `restore` brings their sums in order.
     template <int C>
     static OCTAVO_INLINE void interleave(
         const int8_t* const* tokens, int64_t d, IntVec (&out)[C]
     ) {
-        for (int c = 0; c < C; c++) out[c] = interleave_one(tokens, d + c * W);
+        if constexpr (C == 4) {
+            IntVec v[4];
+            for (int i = 0; i < 4; i++) v[i] = load((const int32_t*)(tokens[i] + d));
+            const IntVec low = zip<1, false>(v[0], v[1]), high = zip<1, true>(v[0], v[1]);
+            const IntVec low2 = zip<1, false>(v[2], v[3]), high2 = zip<1, true>(v[2], v[3]);
+            out[0] = zip<2, false>(low, low2);
+            out[1] = zip<2, true>(low, low2);
+            out[2] = zip<2, false>(high, high2);
+            out[3] = zip<2, true>(high, high2);
+        } else {
+            for (int c = 0; c < C; c++) out[c] = interleave_one(tokens, d + c * W);
+        }
+    }
+    template <int C>
+    static OCTAVO_INLINE void restore(Sum (&sums)[C]) {
+        if constexpr (C == 4) {
+            IntVec low, high, even, odd;
+            for (int i = 0; i < W; i++) {  // by lanes of four words
+                low[i] = i % (W / 2) + i / (W / 2) * W;
+                high[i] = low[i] + W / 2;
+                even[i] = i / 4 % 2 * 8 + i % 4 + i / (W / 2) * W;
+                odd[i] = even[i] + 4;
+            }
+            const IntVec a = shuffle(sums[0], sums[1], low), b = shuffle(sums[2], sums[3], low);
+            const IntVec c = shuffle(sums[0], sums[1], high), d = shuffle(sums[2], sums[3], high);
+            sums[0] = shuffle(a, b, even);
+            sums[1] = shuffle(a, b, odd);
+            sums[2] = shuffle(c, d, even);
+            sums[3] = shuffle(c, d, odd);
+        }
     }
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
         const float scale = quantize_query(q, n, 127.0f, (int8_t*)words, begin);
@@ -248,10 +321,7 @@ struct Quads {
         return scale;
     }
     static OCTAVO_INLINE void weigh(Vec weights, const float* scales, int64_t k, int32_t* words) {
-        typedef uint8_t Narrow __attribute__((vector_size(W)));
-        const IntVec rounded = round_low(weights * load(scales + k));
-        const Narrow narrow = __builtin_convertvector(rounded, Narrow);
-        memcpy((uint8_t*)words + k, &narrow, sizeof narrow);
+        store((int8_t*)words + k, round_low(weights * load(scales + k)));
     }
     static constexpr float MOST = 255.0f;
 };
@@ -267,12 +337,13 @@ OCTAVO_INLINE void multiply(
     for (int64_t i = 0; i < depth; i++) {
         IntVec column[COLUMNS];
         columns(i, column);
-        for (int r = 0; r < ROWS; r++) {
+        repeat<ROWS>(OCTAVO_EACH(r) {
             const IntVec row = splat(rows[r * stride + i]);
-            for (int c = 0; c < COLUMNS; c++)
+            repeat<COLUMNS>(OCTAVO_EACH(c) {
                 sums[r][c] = SIGNED ? Dot::add(sums[r][c], column[c], row)
                                     : Dot::add(sums[r][c], row, column[c]);
-        }
+            });
+        });
     }
 }
 

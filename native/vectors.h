@@ -24,6 +24,21 @@ typedef uint32_t UnsignedVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
 typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 
+// f(0)…f(N-1) with numbers that are known when this is compiled. Written as a loop, GCC 12 unrolls it only
+// after it has chosen what lies in memory: arrays of sums then, which are cleared, stored and read again.
+template <int I>
+struct Number {
+    constexpr operator int() const { return I; }
+};
+template <int N, typename F>
+OCTAVO_INLINE void repeat(const F& f) {
+    if constexpr (N > 0) {
+        repeat<N - 1>(f);
+        f(Number<N - 1>());
+    }
+}
+#define OCTAVO_EACH(i) [&](auto i) __attribute__((always_inline))
+
 constexpr float LOG2_E = 1.4426950408889634f;
 
 OCTAVO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -65,14 +80,32 @@ OCTAVO_INLINE void store(int32_t* p, IntVec v) { memcpy(p, &v, sizeof v); }
 OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
     const IntVec bits = (IntVec)v;
     const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    const HalfVec half = __builtin_convertvector(v == v ? rounded : splat(0x7FC0), HalfVec);
+    const IntVec halves = v == v ? rounded : splat(0x7FC0);
+#if defined(OCTAVO_VNNI)
+    _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)halves));
+#else
+    const HalfVec half = __builtin_convertvector(halves, HalfVec);
     memcpy(p, &half, sizeof half);
+#endif
 }
 
 OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
+#if defined(OCTAVO_VNNI)
+    _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)v));
+#else
     typedef int8_t Narrow __attribute__((vector_size(W)));
     const Narrow narrow = __builtin_convertvector(v, Narrow);
     memcpy(p, &narrow, sizeof narrow);
+#endif
+}
+
+// The greater of each two lanes; b's if either is a NaN.
+OCTAVO_INLINE Vec greater(Vec a, Vec b) {
+#if defined(OCTAVO_VNNI)
+    return (Vec)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
 }
 
 // To the nearest whole number, for |x| < 2^22: adding 1.5 * 2^23 rounds, and leaves it in the lowest
@@ -94,7 +127,9 @@ OCTAVO_INLINE IntVec shuffle(IntVec a, IntVec b, IntVec index) {
 // Have v in a register from here on. GCC would read what is used twice from memory twice, and a loop of
 // few products waits for its reads.
 OCTAVO_INLINE void keep(IntVec& v) {
-#if OCTAVO_WIDTH == 8
+#if defined(OCTAVO_VNNI)
+    asm("" : "+v"(v));
+#elif OCTAVO_WIDTH == 8
     asm("" : "+x"(v));
 #else
     (void)v;
@@ -117,8 +152,9 @@ OCTAVO_INLINE void exchange(IntVec& a, IntVec& b) {
 // Lane i of vector j becomes lane j of vector i.
 template <int H = W / 2>
 OCTAVO_INLINE void transpose(IntVec (&v)[W]) {
-    for (int i = 0; i < W; i++)
-        if (!(i & H)) exchange<H>(v[i], v[i + H]);
+    repeat<W>(OCTAVO_EACH(i) {
+        if constexpr (!(i & H)) exchange<H>(v[i], v[i + H]);
+    });
     if constexpr (H > 1) transpose<H / 2>(v);
 }
 
@@ -135,12 +171,15 @@ OCTAVO_INLINE V sum_pairs(V a, V b) {
     return (V)shuffle((IntVec)a, (IntVec)b, own) + (V)shuffle(y, y, away);
 }
 
-// Lane i of the result, left in v[0], is the sum of v[i]'s lanes. Neighbours first, while there are
-// many vectors: it costs more to move lanes from one half to the other.
-template <int H = 1, typename V>
-OCTAVO_INLINE void sum_each(V (&v)[W]) {
-    for (int i = 0; i < W / 2 / H; i++) v[i] = sum_pairs<H>(v[2 * i], v[2 * i + 1]);
-    if constexpr (H < W / 2) sum_each<2 * H>(v);
+// Lane i of the result, left in v[0], is the sum of those lanes of v[i % N] that are the same in all but
+// the bits H…H·N/2 of their numbers: with H = 1 and N = W the sum of all. Neighbours first, while there
+// are many vectors: it costs more to move lanes from one half to the other.
+template <int H, int N, typename V>
+OCTAVO_INLINE void sum_each(V (&v)[N]) {
+    V halves[N / 2];
+    repeat<N / 2>(OCTAVO_EACH(i) { halves[i] = sum_pairs<H>(v[2 * i], v[2 * i + 1]); });
+    if constexpr (N > 2) sum_each<2 * H>(halves);
+    v[0] = halves[0];
 }
 
 // Each lane, and the one that is H lanes away.
@@ -182,7 +221,7 @@ OCTAVO_INLINE float largest_magnitude(const T* x, int64_t n) {
 // -infinity. The coefficients are those with the smallest relative error in -0.5…0.5.
 template <bool COARSE>
 OCTAVO_INLINE Vec exp2(Vec x) {
-    x = x < splat(-125.0f) ? splat(-125.0f) : x;  // and a NaN stays
+    x = greater(splat(-125.0f), x);  // and a NaN stays
     const Vec shifted = x + splat(12582912.0f);
     const Vec f = x - (shifted - splat(12582912.0f));
     Vec y;

@@ -1,6 +1,7 @@
-// A linear with bf16 weights for few tokens, in fp32, written once and built for each instruction set.
+// A linear with bf16 weights for few tokens, written once and built for each instruction set: in fp32,
+// or where there are products of bf16 by those, whose sums are fp32 as well.
 #include "linear.h"
-#include "vectors.h"
+#include "products.h"
 
 namespace octavo {
 namespace {
@@ -8,91 +9,115 @@ namespace {
 constexpr int64_t PREFETCH_WEIGHTS = 256;  // numbers ahead, of each row
 constexpr int SIDE = 4;                    // rows side by side
 constexpr int64_t LINE = 32;               // numbers of a cache line
-constexpr int64_t BLOCK_DEPTH = 1024;      // inputs; six tokens' stay in the first-level cache
+constexpr int64_t BLOCK_BYTES = 4096;      // of a token's inputs; six tokens' stay in the first-level cache
+constexpr int MANY = IN_REGISTERS / 6;     // rows, of six tokens
 
 // sums[row][token] of ROWS rows, each `apart` after the one before, and TOKENS tokens grow by the
 // inputs first…stop-1. The order of the additions is the same whatever the tile.
-template <int ROWS, int TOKENS>
-void dot_tile(
-    const BF16Call& call, int64_t row, int64_t apart, int64_t token, int64_t first, int64_t stop,
-    float* sums
+template <class Dot, int ROWS, int TOKENS, typename X>
+__attribute__((noinline)) void dot_tile(
+    const BF16Call& call, const X* inputs, int64_t row, int64_t apart, int64_t token, int64_t first,
+    int64_t stop, float* sums
 ) {
+    constexpr int64_t STEP = W * Dot::N;  // inputs of a vector
     const int64_t K = call.n_inputs, step = apart * K;
     const uint16_t* weight = call.weight + row * K;
-    const float* x = call.x + token * K;
-    Vec own[ROWS][TOKENS] = {};
+    const X* x = inputs + token * call.apart();
+    Vec own[ROWS][TOKENS];
+    repeat<ROWS * TOKENS>(OCTAVO_EACH(i) { own[i / TOKENS][i % TOKENS] = Vec{}; });
     const auto add = [&](int64_t k) __attribute__((always_inline)) {
-        Vec inputs[TOKENS];
-        for (int t = 0; t < TOKENS; t++) inputs[t] = load(x + t * K + k);
-        for (int r = 0; r < ROWS; r++) {
-            const Vec w = load(weight + r * step + k);
-            for (int t = 0; t < TOKENS; t++) own[r][t] += w * inputs[t];
-        }
+        IntVec words[TOKENS];
+        repeat<TOKENS>(OCTAVO_EACH(t) { words[t] = Dot::words(x + t * call.apart() + k, STEP); });
+        repeat<ROWS>(OCTAVO_EACH(r) {
+            const IntVec w = Dot::words(weight + r * step + k, STEP);
+            repeat<TOKENS>(OCTAVO_EACH(t) { own[r][t] = Dot::add(own[r][t], w, words[t]); });
+        });
     };
     int64_t k = first;
     for (; k + LINE <= stop; k += LINE) {
         for (int r = 0; r < ROWS; r++) __builtin_prefetch(weight + r * step + k + PREFETCH_WEIGHTS);
-        for (int64_t i = 0; i < LINE; i += W) add(k + i);
+        for (int64_t i = 0; i < LINE; i += STEP) add(k + i);
     }
-    for (; k < stop; k += W) add(k);
-    for (int r = 0; r < ROWS; r++)
-        for (int t = 0; t < TOKENS; t++) sums[r * apart * call.n_tokens + token + t] += sum(own[r][t]);
+    for (; k < stop; k += STEP) add(k);
+    repeat<ROWS * TOKENS>(OCTAVO_EACH(i) {
+        const int r = i / TOKENS, t = i % TOKENS;
+        sums[r * apart * call.n_tokens + token + t] += sum(own[r][t]);
+    });
 }
 
-template <int ROWS>
+template <class Dot, int ROWS, typename X>
 void dot_rows(
-    const BF16Call& call, int64_t row, int64_t apart, int64_t token, int64_t n_tokens, int64_t first,
-    int64_t stop, float* sums
+    const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t token, int64_t n_tokens,
+    int64_t first, int64_t stop, float* sums
 ) {
     switch (n_tokens) {
-        case 1: return dot_tile<ROWS, 1>(call, row, apart, token, first, stop, sums);
-        case 2: return dot_tile<ROWS, 2>(call, row, apart, token, first, stop, sums);
-        case 3: return dot_tile<ROWS, 3>(call, row, apart, token, first, stop, sums);
-        case 4: return dot_tile<ROWS, 4>(call, row, apart, token, first, stop, sums);
-        case 5: return dot_tile<ROWS, 5>(call, row, apart, token, first, stop, sums);
-        default: return dot_tile<ROWS, 6>(call, row, apart, token, first, stop, sums);
+        case 1: return dot_tile<Dot, ROWS, 1>(call, x, row, apart, token, first, stop, sums);
+        case 2: return dot_tile<Dot, ROWS, 2>(call, x, row, apart, token, first, stop, sums);
+        case 3: return dot_tile<Dot, ROWS, 3>(call, x, row, apart, token, first, stop, sums);
+        case 4: return dot_tile<Dot, ROWS, 4>(call, x, row, apart, token, first, stop, sums);
+        case 5: return dot_tile<Dot, ROWS, 5>(call, x, row, apart, token, first, stop, sums);
+        default: return dot_tile<Dot, ROWS, 6>(call, x, row, apart, token, first, stop, sums);
     }
 }
 
 // ROWS rows and all tokens, by tiles of about the same size.
-template <int ROWS>
+template <class Dot, int ROWS, typename X>
 void dot_tokens(
-    const BF16Call& call, int64_t row, int64_t apart, int64_t first, int64_t stop, float* sums
+    const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t first, int64_t stop,
+    float* sums
 ) {
-    const int64_t most = 12 / ROWS > 6 ? 6 : 12 / ROWS;  // twelve sums stay in registers
+    const int64_t most = least(6, IN_REGISTERS / ROWS);
     int64_t token = 0;
     for (int64_t tiles = (call.n_tokens + most - 1) / most; tiles > 0; tiles--) {
         const int64_t n = (call.n_tokens - token + tiles - 1) / tiles;
-        dot_rows<ROWS>(call, row, apart, token, n, first, stop, sums);
+        dot_rows<Dot, ROWS>(call, x, row, apart, token, n, first, stop, sums);
         token += n;
     }
 }
 
-void run_bf16(const BF16Call& call, int64_t first, int64_t stop, float* sums) {
+template <class Dot, typename X>
+void sum_products(const BF16Call& call, const X* x, int64_t first, int64_t stop, float* sums) {
+    constexpr int64_t BLOCK_DEPTH = BLOCK_BYTES / int64_t(sizeof(X));
     const int64_t n = stop - first, T = call.n_tokens, K = call.n_inputs;
     memset(sums, 0, n * T * sizeof(float));
     int64_t row = 0;
-    if (T <= 3) {
-        // A weight that is used once is read as several runs of memory side by side, see w8a8_kernel.h.
+    if (T <= 3 || MANY == SIDE) {
+        // Weights are read from end to end, as several runs of memory side by side, see w8a8_kernel.h.
         const int64_t apart = n / SIDE;
         for (; row < apart; row++)
             for (int64_t k = 0; k < K; k += BLOCK_DEPTH)
-                dot_tokens<SIDE>(call, first + row, apart, k, least(k + BLOCK_DEPTH, K), sums + row * T);
+                dot_tokens<Dot, SIDE>(
+                    call, x, first + row, apart, k, least(k + BLOCK_DEPTH, K), sums + row * T
+                );
         for (row = SIDE * apart; row < n; row++)
             for (int64_t k = 0; k < K; k += BLOCK_DEPTH)
-                dot_tokens<1>(call, first + row, 1, k, least(k + BLOCK_DEPTH, K), sums + row * T);
+                dot_tokens<Dot, 1>(
+                    call, x, first + row, 1, k, least(k + BLOCK_DEPTH, K), sums + row * T
+                );
     } else {
         for (int64_t k = 0; k < K; k += BLOCK_DEPTH) {
             const int64_t k_stop = least(k + BLOCK_DEPTH, K);
-            for (row = 0; row + 2 <= n; row += 2)
-                dot_tokens<2>(call, first + row, 1, k, k_stop, sums + row * T);
-            if (row < n) dot_tokens<1>(call, first + row, 1, k, k_stop, sums + row * T);
+            for (row = 0; row + MANY <= n; row += MANY)
+                dot_tokens<Dot, MANY>(call, x, first + row, 1, k, k_stop, sums + row * T);
+            for (; row < n; row++)
+                dot_tokens<Dot, 1>(call, x, first + row, 1, k, k_stop, sums + row * T);
         }
     }
-    for (row = 0; row < n; row++)
-        for (int64_t t = 0; t < T; t++) {
+}
+
+void run_bf16(
+    const BF16Call& call, const float* wide, const uint16_t* halves, int64_t first, int64_t stop,
+    float* sums
+) {
+    if (wide) sum_products<Singles>(call, wide, first, stop, sums);
+#if defined(OCTAVO_VNNI) || defined(OCTAVO_EMULATED)
+    else sum_products<Halves>(call, halves, first, stop, sums);
+#endif
+    (void)halves;
+    for (int64_t row = 0; row < stop - first; row++)
+        for (int64_t t = 0; t < call.n_tokens; t++) {
             uint16_t numbers[W];
-            store(numbers, splat(sums[row * T + t]));
+            store(numbers, splat(sums[row * call.n_tokens + t]));
             call.out[t * call.n_outputs + first + row] = numbers[0];
         }
 }

@@ -54,13 +54,16 @@ struct W8A8Scratch {
 
 // One call of `octavo.kernels.linear` with bf16 weights and few tokens.
 struct BF16Call {
-    const float* x;          // [T, K], widened
+    const uint16_t* x;       // [T, K]
     const uint16_t* weight;  // [N, K]
     uint16_t* out;           // [T, N]
     int64_t n_tokens;
     int64_t n_outputs;
     int64_t n_inputs;  // a multiple of INPUT_MULTIPLE
     int64_t n_threads;
+
+    // From one token's inputs to the next one's, as kernels are given them: see APART.
+    int64_t apart() const { return n_inputs + 32; }
 };
 
 // One call of `octavo.kernels.quantize_per_token`, `rms_norm_quantize` or `silu_mul_quantize`.
@@ -80,6 +83,7 @@ struct QuantizeCall {
 enum RowOperation { AS_IT_IS = 0, RMS_NORM = 1, SILU_MUL = 2 };
 
 constexpr int64_t INPUT_MULTIPLE = 16;
+constexpr int64_t HALVES_MULTIPLE = 32;  // of inputs that are multiplied in bf16
 
 // What each instruction set implements.
 struct LinearKernels {
@@ -88,8 +92,12 @@ struct LinearKernels {
         const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int64_t panel, int8_t* packed
     );
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
-    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
-    void (*bf16)(const BF16Call& call, int64_t first, int64_t stop, float* sums);
+    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats. The inputs' rows begin
+    // `apart()` numbers after one another: widened, or where there are products of bf16 as they are.
+    void (*bf16)(
+        const BF16Call& call, const float* wide, const uint16_t* halves, int64_t first, int64_t stop,
+        float* sums
+    );
     // One token, in a row of n_columns floats.
     void (*quantize)(const QuantizeCall& call, int64_t token, float* row);
 };

@@ -18,6 +18,7 @@ namespace {
 #define OCTAVO_INLINE inline __attribute__((always_inline))
 
 constexpr int W = OCTAVO_WIDTH;
+constexpr int IN_REGISTERS = W == 16 ? 24 : 12;  // vectors of sums, beside what is added to them
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
 typedef uint32_t UnsignedVec __attribute__((vector_size(4 * W)));

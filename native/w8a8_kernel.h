@@ -14,7 +14,6 @@ namespace {
 typedef OCTAVO_INTEGERS Dot;
 
 constexpr int PARTS = PANEL / W;                // vectors a panel's row of sums
-constexpr int IN_REGISTERS = W == 16 ? 24 : 12; // vectors of sums
 constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : 2;  // tokens
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;  // of a panel
 constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;
@@ -23,8 +22,8 @@ constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;
 constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART, TILE_STRIDE = BLOCK_TOKENS * BLOCK_STRIDE / TILE;
 constexpr int64_t WORD_BYTES = PANEL * Dot::N;  // of a panel
 constexpr int64_t LINE_WORDS = 64 / WORD_BYTES;
-constexpr int64_t PREFETCH = 2048;              // bytes ahead of a panel that is read by itself,
-constexpr int64_t PREFETCH_SIDE = 512;          // and of each of several
+constexpr int64_t PREFETCH = 2048;              // bytes ahead of a panel,
+constexpr int64_t PREFETCH_SIDE = 512;          // and of each of several that are read but once
 
 template <int COUNT>
 struct Count {
@@ -44,7 +43,8 @@ __attribute__((noinline)) void add_tile(
     const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_words, int64_t ahead,
     int32_t* sums
 ) {
-    const int64_t fetched = ahead ? ahead : PANELS > 1 ? PREFETCH_SIDE : PREFETCH;
+    constexpr bool IS_SIDE = PANELS > 1 && STRIDE == TILE_STRIDE;
+    const int64_t fetched = ahead ? ahead : IS_SIDE ? PREFETCH_SIDE : PREFETCH;
     IntVec own[PANELS][TOKENS][PARTS];
     for (int p = 0; p < PANELS; p++)
         for (int t = 0; t < TOKENS; t++)

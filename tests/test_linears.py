@@ -240,7 +240,9 @@ def test_norms_and_gates_are_quantised_as_defined(
 
 
 @each_isa
-@pytest.mark.parametrize("shape", [(1, 5, 16), (3, 9, 4096), (4, 64, 128), (32, 70, 256)])
+@pytest.mark.parametrize(
+    "shape", [(1, 5, 16), (3, 9, 4096), (4, 64, 128), (5, 7, 48), (17, 130, 2080), (32, 70, 256)]
+)
 def test_few_tokens_by_bf16_weights(shape: tuple[int, int, int], isa: int) -> None:
     require(isa)
     n_tokens, n_outputs, n_inputs = shape

@@ -17,7 +17,8 @@ from octavo.kernels.quantized import QuantizedTokens
 
 PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
-MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster
+MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster,
+MOST_TOKENS_BF16 = 32  # and where the CPU multiplies bf16 by itself, PyTorch's own product
 _AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
 
 
@@ -118,7 +119,7 @@ def multiply_all(
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `octavo.kernels.widened.linear`, same arguments; few tokens by bf16 by the library."""
     n_tokens = x.shape[0]
-    most = widened.FEW_TOKENS if widened.multiplies_bfloat16() else MOST_TOKENS
+    most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
     if n_tokens > most or not _serves(x) or x.dtype != torch.bfloat16 or not usable():
         return widened.linear(x, weight)
     return _linear_bf16(x, weight)
@@ -156,10 +157,10 @@ def _serves(x: Tensor) -> bool:
 
 
 def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
-    wide, weight = x.float().contiguous(), weight.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
     call = _BF16Call(
-        wide.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], *weight.shape,
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], *weight.shape,
         torch.get_num_threads(),
     )  # fmt: skip
     native.run("octavo_linear_bf16", call, isa)

@@ -4,8 +4,10 @@
 
 Each PYTHON is that of an environment of its own (see benchmarks/README.md); without one that peer
 is left out. The models are made in `--work` and used again. Every measurement is a process of its
-own and should have the machine to itself. The figures go to `--json` after every part, and at the
-end into docs/performance.md and docs/performance.png; `--from` writes those again from figures.
+own and should have the machine to itself. A machine that others share changes its pace within
+minutes: what takes seconds, decoding and short prompts, is measured in `--rounds` rounds, in turn
+with the peers, and the figure in the middle counts. The figures go to `--json` after every part,
+and at the end into docs/performance.md and docs/performance.png; `--from` writes those again.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ PROMPT = 128  # tokens before decoding
 LONG = 1024  # tokens of a prompt that warms up by itself, here and in the peers' drivers
 TIMEOUT = 3600.0  # seconds of one process
 Result = dict[str, Any]
+Part = Callable[[argparse.Namespace], Result]
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 4, 8, 16], help="batches")
     parser.add_argument("--steps", type=int, default=32, help="of decoding")
+    parser.add_argument("--rounds", type=int, default=3, help="of what takes seconds")
     parser.add_argument(
         "--context", type=int, default=131_072, help="tokens in all of the long decode; 0: none"
     )
@@ -99,58 +103,78 @@ def measure(options: argparse.Namespace) -> Result:
         "kv": options.kv,
         "chunk": options.chunk,
     }
-    parts: dict[str, Callable[[argparse.Namespace], Result]] = {"octavo": measure_octavo}
+    short: dict[str, Part] = {"octavo": short_octavo}
+    long: list[tuple[str, Part]] = [("octavo", long_octavo)]
     if options.llama_python:
-        parts[LLAMA] = measure_llama
+        short[LLAMA] = short_llama
+        long.append((LLAMA, long_llama))
     if not options.no_alone:
-        parts |= {"attention": measure_attention, "prompt_lookup": measure_prompt_lookup}
+        long += [("attention", measure_attention), ("prompt_lookup", measure_prompt_lookup)]
     if options.vllm_python:  # last: without AVX-512 it takes several times as long as all others
-        parts[VLLM] = measure_vllm
-    for name, part in parts.items():
-        result[name] = part(options)
+        short[VLLM] = short_vllm
+        long.append((VLLM, long_vllm))
+    rounds: list[dict[str, Result]] = []
+    for _ in range(options.rounds):
+        rounds.append({name: part(options) for name, part in short.items()})
+        result |= {name: middle([each[name] for each in rounds]) for name in short}
+        write_figures(result, options.json)
+    for name, part in long:
+        result[name] = merged(result.get(name, {}), part(options))
         write_figures(result, options.json)
     return result
 
 
-def measure_octavo(options: argparse.Namespace) -> Result:
-    """`octavo bench` in all its settings, and the start with the checkpoint that vLLM loads."""
+def middle(results: Sequence[Result]) -> Result:
+    """Figure by figure the one in the middle of several rounds; of octavo's runs by their speed."""
+    return {name: _middle([result[name] for result in results]) for name in results[0]}
 
-    def bench(**flags: object) -> Result:
-        given = {"kv": options.kv, "layers": options.layers, "chunk": options.chunk} | flags
-        words = [
-            word for name, value in given.items() if value is not None
-            for word in (f"--{name}", str(value))
-        ]  # fmt: skip
-        command = [
-            sys.executable, "-m", "octavo", "bench", "--shape", options.shape, "--scheme", "w8a8",
-            "--threads", str(options.threads), *words, "--json",
-        ]  # fmt: skip
-        figures: Result = json.loads(run(command, environment(options), TIMEOUT).stdout)
-        return figures
 
-    result: Result = {
+def _middle(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if not isinstance(first, dict):
+        return sorted(values)[(len(values) - 1) // 2]
+    if "decode_tok_s" not in first:
+        return middle(values)
+    speed = "prefill_tok_s" if first["decode"] == 1 else "decode_tok_s"
+    return sorted(values, key=lambda run: run[speed])[(len(values) - 1) // 2]
+
+
+def merged(a: Result, b: Result) -> Result:
+    """Both, and what both have dictionaries of."""
+    both = {name: a[name] | b[name] for name in a.keys() & b.keys() if isinstance(a[name], dict)}
+    return a | b | both
+
+
+def short_octavo(options: argparse.Namespace) -> Result:
+    """`octavo bench` of short prompts, and decoding after them."""
+    return {
         "prefill": {
-            str(n): bench(prompt=n, decode=1, rounds=1 if n > LONG else 2) for n in options.prefill
+            str(n): bench(options, prompt=n, decode=1) for n in options.prefill if n <= LONG
         }
-    }
-    for head in ("int8", "bf16"):
-        result[f"decode_{head}_head"] = {
-            str(n): bench(head=head, prompt=PROMPT, decode=options.steps, batch=n)
+    } | {
+        f"decode_{head}_head": {
+            str(n): bench(options, head=head, prompt=PROMPT, decode=options.steps, batch=n)
             for n in options.decode
         }
-    longest = max(options.prefill, default=0)
-    if longest > options.chunk and options.kv != "bf16":
-        result["prefill_bf16_kv"] = {
-            str(longest): bench(kv="bf16", prompt=longest, decode=1, rounds=1)
-        }
+        for head in ("int8", "bf16")
+    }
+
+
+def long_octavo(options: argparse.Namespace) -> Result:
+    """`octavo bench` in its other settings, and the start with the checkpoint that vLLM loads."""
+    prompts = {str(n): {"prompt": n, "decode": 1, "rounds": 1} for n in options.prefill if n > LONG}
+    result: Result = {"prefill": {n: bench(options, **flags) for n, flags in prompts.items()}}
+    if prompts and options.kv != "bf16":
+        longest = max(prompts, key=int)
+        result["prefill_bf16_kv"] = {longest: bench(options, kv="bf16", **prompts[longest])}
     if options.context:
         far = {"head": "int8", "prompt": 512, "decode": 16}
         far["context"] = options.context - 512 - 16
-        result["context"] = bench(**far)
+        result["context"] = bench(options, **far)
         if options.full:
-            result["full_context"] = bench(**far, layers=None)
+            result["full_context"] = bench(options, **far, layers=None)
     if options.full:
-        result["full"] = bench(head="int8", prompt=512, decode=16, layers=None)
+        result["full"] = bench(options, head="int8", prompt=512, decode=16, layers=None)
     folder = w8a8_folder(options.work, options.shape, options.layers)
     start = [sys.executable, str(PEERS / "run_octavo.py"), str(folder), "--kv", options.kv]
     for _ in range(2):  # the first reads the files, as the peers' measurements of speed do
@@ -158,12 +182,40 @@ def measure_octavo(options: argparse.Namespace) -> Result:
     return result | {"version": started["version"], "first_token_s": started["first_token_s"]}
 
 
-def measure_vllm(options: argparse.Namespace) -> Result:
-    """Its speed, then its start in a new process, by when it has compiled before."""
+def bench(options: argparse.Namespace, **flags: object) -> Result:
+    """The figures of one `octavo bench`; a flag that is None is left out."""
+    given = {"kv": options.kv, "layers": options.layers, "chunk": options.chunk} | flags
+    words = [
+        word for name, value in given.items() if value is not None
+        for word in (f"--{name}", str(value))
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-m", "octavo", "bench", "--shape", options.shape, "--scheme", "w8a8",
+        "--threads", str(options.threads), *words, "--json",
+    ]  # fmt: skip
+    figures: Result = json.loads(run(command, environment(options), TIMEOUT).stdout)
+    return figures
+
+
+def short_vllm(options: argparse.Namespace) -> Result:
+    """vLLM's speed by short prompts."""
+    prompts = [n for n in options.prefill if n <= LONG]
+    return run_vllm(options, lengths(prompts, options.decode))
+
+
+def long_vllm(options: argparse.Namespace) -> Result:
+    """By long ones; and its start in a new process, by when it has compiled before."""
+    prompts = [n for n in options.prefill if n > LONG]
+    speed = run_vllm(options, lengths(prompts, [])) if prompts else {}
+    return speed | {"first_token_s": run_vllm(options, ["--start"])["first_token_s"]}
+
+
+def run_vllm(options: argparse.Namespace, arguments: list[str]) -> Result:
+    """Its driver's figures."""
     folder = w8a8_folder(options.work, options.shape, options.layers)
     command = [
         options.vllm_python, str(PEERS / "run_vllm.py"), str(folder),
-        "--chunk", str(options.chunk), *common_arguments(options),
+        "--chunk", str(options.chunk), *common_arguments(options), *arguments,
     ]  # fmt: skip
     env = environment(options) | {
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores()[: options.threads])),
@@ -171,20 +223,25 @@ def measure_vllm(options: argparse.Namespace) -> Result:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    speed = run_to_file([*command, *lengths(options.prefill, options.decode)], env, TIMEOUT)
-    start = run_to_file([*command, "--start"], env, TIMEOUT)
-    return speed | {"first_token_s": start["first_token_s"]}
+    return run_to_file(command, env, TIMEOUT)
 
 
-def measure_llama(options: argparse.Namespace) -> Result:
-    """The same of llama.cpp."""
+def short_llama(options: argparse.Namespace) -> Result:
+    """llama.cpp's speed."""
+    return run_llama(options, lengths(options.llama_prefill, options.decode))
+
+
+def long_llama(options: argparse.Namespace) -> Result:
+    """Its start."""
+    return {"first_token_s": run_llama(options, ["--start"])["first_token_s"]}
+
+
+def run_llama(options: argparse.Namespace, arguments: list[str]) -> Result:
+    """Its driver's figures."""
     file = q8_file(options.work, options.shape, options.layers, options.llama_python)
     script = str(PEERS / "run_llama.py")
-    command = [options.llama_python, script, str(file), *common_arguments(options)]
-    env = environment(options)
-    speed = run_to_file([*command, *lengths(options.llama_prefill, options.decode)], env, TIMEOUT)
-    start = run_to_file([*command, "--start"], env, TIMEOUT)
-    return speed | {"first_token_s": start["first_token_s"]}
+    command = [options.llama_python, script, str(file), *common_arguments(options), *arguments]
+    return run_to_file(command, environment(options), TIMEOUT)
 
 
 def measure_attention(options: argparse.Namespace) -> Result:

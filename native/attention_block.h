@@ -51,12 +51,11 @@ void find_block(
     }
 }
 
-// Begin to bring n tokens' keys or values into the first-level cache, or a farther one.
-template <int LEVEL = 1, typename T>
+// Begin to fetch n tokens' keys or values.
+template <typename T>
 OCTAVO_INLINE void fetch(const T* const* tokens, int64_t n, int64_t D) {
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T)))
-            __builtin_prefetch(tokens[i] + d, 0, LEVEL == 1 ? 3 : 2);
+        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) fetch_line(tokens[i] + d);
 }
 
 // The scales of a block's keys, and what its weights are multiplied by before they are rounded:

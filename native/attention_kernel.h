@@ -7,8 +7,7 @@ namespace {
 
 constexpr float NEVER = -__builtin_inff();
 constexpr int SIDE = W == 16 ? 4 : 2;   // keys that are multiplied as they lie, at a time
-constexpr int AHEAD = W == 16 ? 2 : 1;  // blocks that are fetched before their turn,
-constexpr int LEVEL = W == 16 ? 2 : 1;  // and to which cache
+constexpr int AHEAD = W == 16 ? 2 : 1;  // blocks of those that are fetched before their turn
 
 // Neighbouring rows that take a block in together.
 struct Tile {
@@ -33,8 +32,8 @@ struct Attend {
     // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
     // a block's values are fetched while its keys are multiplied, and the next one's keys while its
     // values are: both, and no more, stay in the first-level cache. Wide vectors are done with a block
-    // before memory has sent the next: theirs are fetched two blocks ahead, to the second-level cache,
-    // which waits for more lines at once (18 for 11 GB/s on a core whose memory gives 19, an AMD EPYC).
+    // before memory has sent the next: theirs are fetched two blocks ahead, and to the second-level cache
+    // (18 for 11 GB/s on a core of an AMD EPYC whose memory gives 19).
     const bool is_direct;
     const int64_t block_keys;
     const Scratch scratch;
@@ -120,8 +119,8 @@ struct Attend {
     void fetch_share(int64_t row) const {
         const int64_t share = (block_keys * TILE + head_rows - 1) / head_rows;
         const int64_t from = row / TILE * share, n = least(share, block_keys - from);
-        fetch<LEVEL>(next->keys + from, n, D);
-        fetch<LEVEL>(next->values + from, n, D);
+        fetch(next->keys + from, n, D);
+        fetch(next->values + from, n, D);
     }
 
     template <int ROWS>
@@ -142,7 +141,7 @@ struct Attend {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                fetch<LEVEL>(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
+                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
                 const Direct<Dot, T> values{block->values, d};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);
@@ -182,7 +181,7 @@ struct Attend {
             Sum sums[ROWS][W / SIDE];
             for (int i = 0; i < W / SIDE; i++) {
                 const T* const* const keys = block->keys + k + i * SIDE;
-                fetch<LEVEL>((LEVEL == 1 ? block : next)->values + k + i * SIDE, SIDE, D);
+                fetch((AHEAD == 1 ? block : next)->values + k + i * SIDE, SIDE, D);
                 Sum own[ROWS][SIDE];
                 repeat<ROWS * SIDE>(OCTAVO_EACH(j) { own[j / SIDE][j % SIDE] = Sum{}; });
                 for (int64_t d = 0; d < n_words; d += W) {

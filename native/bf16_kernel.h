@@ -7,17 +7,17 @@ namespace octavo {
 namespace {
 
 constexpr int64_t PREFETCH_WEIGHTS = 256;  // numbers ahead, of each row
-constexpr int SIDE = 4;                    // rows side by side
 constexpr int64_t LINE = 32;               // numbers of a cache line
-constexpr int64_t BLOCK_BYTES = 4096;      // of a token's inputs; six tokens' stay in the first-level cache
-constexpr int MANY = IN_REGISTERS / 6;     // rows, of six tokens
+constexpr int64_t BLOCK_BYTES = 4096;      // of inputs; six tokens' stay in the first-level cache
+constexpr int SIDE = 4;                    // rows side by side,
+constexpr int MANY = IN_REGISTERS / 6;     // and of four tokens or more, which come by six
 
 // sums[row][token] of ROWS rows, each `apart` after the one before, and TOKENS tokens grow by the
 // inputs first…stop-1. The order of the additions is the same whatever the tile.
 template <class Dot, int ROWS, int TOKENS, typename X>
 __attribute__((noinline)) void dot_tile(
     const BF16Call& call, const X* inputs, int64_t row, int64_t apart, int64_t token, int64_t first,
-    int64_t stop, float* sums
+    int64_t stop, int64_t ahead, float* sums
 ) {
     constexpr int64_t STEP = W * Dot::N;  // inputs of a vector
     const int64_t K = call.n_inputs, step = apart * K;
@@ -35,7 +35,7 @@ __attribute__((noinline)) void dot_tile(
     };
     int64_t k = first;
     for (; k + LINE <= stop; k += LINE) {
-        for (int r = 0; r < ROWS; r++) __builtin_prefetch(weight + r * step + k + PREFETCH_WEIGHTS);
+        for (int r = 0; r < ROWS; r++) fetch_line(weight + r * step + k + ahead);
         for (int64_t i = 0; i < LINE; i += STEP) add(k + i);
     }
     for (; k < stop; k += STEP) add(k);
@@ -48,15 +48,15 @@ __attribute__((noinline)) void dot_tile(
 template <class Dot, int ROWS, typename X>
 void dot_rows(
     const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t token, int64_t n_tokens,
-    int64_t first, int64_t stop, float* sums
+    int64_t first, int64_t stop, int64_t ahead, float* sums
 ) {
     switch (n_tokens) {
-        case 1: return dot_tile<Dot, ROWS, 1>(call, x, row, apart, token, first, stop, sums);
-        case 2: return dot_tile<Dot, ROWS, 2>(call, x, row, apart, token, first, stop, sums);
-        case 3: return dot_tile<Dot, ROWS, 3>(call, x, row, apart, token, first, stop, sums);
-        case 4: return dot_tile<Dot, ROWS, 4>(call, x, row, apart, token, first, stop, sums);
-        case 5: return dot_tile<Dot, ROWS, 5>(call, x, row, apart, token, first, stop, sums);
-        default: return dot_tile<Dot, ROWS, 6>(call, x, row, apart, token, first, stop, sums);
+        case 1: return dot_tile<Dot, ROWS, 1>(call, x, row, apart, token, first, stop, ahead, sums);
+        case 2: return dot_tile<Dot, ROWS, 2>(call, x, row, apart, token, first, stop, ahead, sums);
+        case 3: return dot_tile<Dot, ROWS, 3>(call, x, row, apart, token, first, stop, ahead, sums);
+        case 4: return dot_tile<Dot, ROWS, 4>(call, x, row, apart, token, first, stop, ahead, sums);
+        case 5: return dot_tile<Dot, ROWS, 5>(call, x, row, apart, token, first, stop, ahead, sums);
+        default: return dot_tile<Dot, ROWS, 6>(call, x, row, apart, token, first, stop, ahead, sums);
     }
 }
 
@@ -67,10 +67,12 @@ void dot_tokens(
     float* sums
 ) {
     const int64_t most = least(6, IN_REGISTERS / ROWS);
-    int64_t token = 0;
+    int64_t token = 0, ahead = PREFETCH_WEIGHTS;
     for (int64_t tiles = (call.n_tokens + most - 1) / most; tiles > 0; tiles--) {
         const int64_t n = (call.n_tokens - token + tiles - 1) / tiles;
-        dot_rows<Dot, ROWS>(call, x, row, apart, token, n, first, stop, sums);
+        dot_rows<Dot, ROWS>(call, x, row, apart, token, n, first, stop, ahead, sums);
+        // What was read is here, and what comes after it is fetched meanwhile.
+        if (MANY == SIDE) ahead = stop - first;
         token += n;
     }
 }

@@ -105,7 +105,7 @@ void multiply(const BF16Call& call, int isa) {
 #endif
         for (int64_t i = 0; i < n_blocks; i++)
             kernels.bf16(
-                call, wide.data(), halves.data(), i * block,
+                call, is_wide ? wide.data() : nullptr, halves.data(), i * block,
                 std::min((i + 1) * block, call.n_outputs), sums.data()
             );
     }

@@ -13,22 +13,17 @@ namespace {
 
 typedef OCTAVO_INTEGERS Dot;
 
-constexpr int PARTS = PANEL / W;                // vectors a panel's row of sums
-constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : 2;  // tokens
-constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;  // of a panel
-constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;
+constexpr int PARTS = PANEL / W;                         // vectors a panel's row of sums
+constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : 2;  // tokens of a tile, at most
+constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
+constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
+constexpr int64_t WORD_BYTES = PANEL * Dot::N;           // of a panel
+constexpr int64_t LINE_WORDS = 64 / WORD_BYTES;
+constexpr int64_t PREFETCH = 2048;      // bytes ahead of a panel,
+constexpr int64_t PREFETCH_SIDE = 512;  // and of each of several that are read but once
 // From one token's block of inputs to the next, in words: of many tokens, and of one tile's, which have
 // all of the room. Tiles know it when they are compiled, or each row's address would take a register.
 constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART, TILE_STRIDE = BLOCK_TOKENS * BLOCK_STRIDE / TILE;
-constexpr int64_t WORD_BYTES = PANEL * Dot::N;  // of a panel
-constexpr int64_t LINE_WORDS = 64 / WORD_BYTES;
-constexpr int64_t PREFETCH = 2048;              // bytes ahead of a panel,
-constexpr int64_t PREFETCH_SIDE = 512;          // and of each of several that are read but once
-
-template <int COUNT>
-struct Count {
-    static constexpr int N = COUNT;
-};
 
 // sums[panel][token][PANEL] += inputs · weights over a block of words, for TOKENS tokens and PANELS
 // panels, `apart` bytes from one another.
@@ -63,11 +58,11 @@ __attribute__((noinline)) void add_tile(
     int64_t k = 0;
     for (; PANELS > 1 && k + LINE_WORDS <= n_words; k += LINE_WORDS) {  // a line of each panel
         for (int p = 0; p < PANELS; p++)
-            __builtin_prefetch(weights + p * apart + k * WORD_BYTES + fetched, 0, 2);
+            fetch_line(weights + p * apart + k * WORD_BYTES + fetched);
         for (int64_t i = 0; i < LINE_WORDS; i++) add_word(k + i);
     }
     for (; k < n_words; k++) {
-        __builtin_prefetch(weights + k * WORD_BYTES + fetched, 0, 2);
+        fetch_line(weights + k * WORD_BYTES + fetched);
         add_word(k);
     }
     for (int p = 0; p < PANELS; p++)
@@ -75,7 +70,8 @@ __attribute__((noinline)) void add_tile(
             for (int i = 0; i < PARTS; i++) store(sums + p * SUMS + t * PANEL + i * W, own[p][t][i]);
 }
 
-// All panels of a piece, for TOKENS tokens; as many side by side as there are registers for.
+// All panels of a piece, for TOKENS tokens; as many side by side as there are registers for. What is
+// fetched is `ahead` bytes of each panel away, or if that is 0 as near as is good.
 template <int TOKENS, int64_t STRIDE>
 void add_panels(
     const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
@@ -106,14 +102,14 @@ void add_tokens(
     const bool is_few = n_tokens <= 4 * TILE;
     int64_t ahead = 0;
     const auto add = [&](int64_t n, auto tokens, const auto& self) {
-        if constexpr (tokens.N > 1)
-            if (n < tokens.N) return self(n, Count<tokens.N - 1>(), self);
-        add_panels<tokens.N, STRIDE>(inputs, weights, apart, n_panels, n_words, ahead, sums);
+        if constexpr (tokens > 1)
+            if (n < tokens) return self(n, Number<tokens - 1>(), self);
+        add_panels<tokens, STRIDE>(inputs, weights, apart, n_panels, n_words, ahead, sums);
     };
     while (n_tokens > 0) {
         const int64_t n_tiles = (n_tokens + TILE - 1) / TILE;
         const int64_t n = (n_tokens + n_tiles - 1) / n_tiles;
-        add(n, Count<TILE>(), add);
+        add(n, Number<TILE>(), add);
         if (is_few) ahead = n_words * WORD_BYTES;
         inputs += n * STRIDE;
         sums += n * PANEL;
@@ -160,7 +156,7 @@ void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch
         for (int64_t t = 0; t < piece.n_tokens; t++) {
             const int8_t* from = q + t * K + word * Dot::N;
             auto* to = (Dot::Input*)(scratch.inputs + t * stride);
-            for (int64_t i = 0; i < n * Dot::N; i++) to[i] = from[i];
+            for (int64_t i = 0; i < n * Dot::N; i++) to[i] = Dot::Input(from[i]);
         }
         for (int64_t p = 0; p < piece.n_panels; p += n_panels)
             add(scratch.inputs,

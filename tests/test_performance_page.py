@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import cpu
 from benchmarks.checkpoints import write_w8a8
 from benchmarks.performance_page import BEGIN, END, PAGE, PICTURE, write_page
 from benchmarks.processes import run, run_to_file
@@ -186,3 +187,24 @@ def test_the_checkpoint_for_all_is_one_that_octavo_reads(tmp_path: Path) -> None
     write_w8a8(tmp_path, config)
     assert Transformer.from_folder(tmp_path).config == config
     assert not (tmp_path / "params.json").exists()
+
+
+def test_the_round_in_the_middle_counts_figure_by_figure() -> None:
+    def octavo(prefill: float, decode: float) -> dict[str, Any]:
+        run = {"prefill_tok_s": prefill, "decode_tok_s": decode}
+        return {"prefill": {"512": run | {"decode": 1}}, "decode": {"1": run | {"decode": 32}}}
+
+    rounds = [octavo(5.0, 30.0), octavo(4.0, 10.0), octavo(9.0, 20.0)]
+    middle = cpu.middle(rounds)
+    assert middle["prefill"]["512"] is rounds[0]["prefill"]["512"]
+    assert middle["decode"]["1"] is rounds[2]["decode"]["1"]
+    peers = [{"version": "1", "decode_step_s": {"1": s, "16": -s}} for s in (0.3, 0.1, 0.2)]
+    assert cpu.middle(peers) == {"version": "1", "decode_step_s": {"1": 0.2, "16": -0.2}}
+
+
+def test_long_parts_join_the_short_ones() -> None:
+    short = {"prefill": {"512": 1}, "version": "1"}
+    long = {"prefill": {"16384": 2}, "first_token_s": 3.0}
+    assert cpu.merged(short, long) == {
+        "prefill": {"512": 1, "16384": 2}, "version": "1", "first_token_s": 3.0
+    }  # fmt: skip

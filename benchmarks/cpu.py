@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace) -> Result:
     rounds: list[dict[str, Result]] = []
     for _ in range(options.rounds):
         rounds.append({name: part(options) for name, part in short.items()})
-        result |= {name: middle([each[name] for each in rounds]) for name in short}
+        result |= middle(rounds)
         write_figures(result, options.json)
     for name, part in long:
         result[name] = merged(result.get(name, {}), part(options))
@@ -132,7 +133,7 @@ def middle(results: Sequence[Result]) -> Result:
 def _middle(values: Sequence[Any]) -> Any:
     first = values[0]
     if not isinstance(first, dict):
-        return sorted(values)[(len(values) - 1) // 2]
+        return statistics.median_low(values)
     if "decode_tok_s" not in first:
         return middle(values)
     speed = "prefill_tok_s" if first["decode"] == 1 else "decode_tok_s"

@@ -70,14 +70,7 @@ struct Attend {
                 const int64_t n = least(TILE, head_rows - row);
                 const int64_t first = step % piece.n_heads * head_rows + row;
                 if (!is_direct) fetch_share(row);
-                switch (n) {
-                    case 1: take_block<1>(first); break;
-                    case 2: take_block<2>(first); break;
-                    case 3: take_block<3>(first); break;
-                    case 4: take_block<4>(first); break;
-                    case 5: take_block<5>(first); break;
-                    default: take_block<6>(first);
-                }
+                with_number<TILE>(n, [&](auto rows) { take_block<rows>(first); });
             }
         }
     }

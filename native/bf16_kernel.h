@@ -45,32 +45,19 @@ __attribute__((noinline)) void dot_tile(
     });
 }
 
-template <class Dot, int ROWS, typename X>
-void dot_rows(
-    const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t token, int64_t n_tokens,
-    int64_t first, int64_t stop, int64_t ahead, float* sums
-) {
-    switch (n_tokens) {
-        case 1: return dot_tile<Dot, ROWS, 1>(call, x, row, apart, token, first, stop, ahead, sums);
-        case 2: return dot_tile<Dot, ROWS, 2>(call, x, row, apart, token, first, stop, ahead, sums);
-        case 3: return dot_tile<Dot, ROWS, 3>(call, x, row, apart, token, first, stop, ahead, sums);
-        case 4: return dot_tile<Dot, ROWS, 4>(call, x, row, apart, token, first, stop, ahead, sums);
-        case 5: return dot_tile<Dot, ROWS, 5>(call, x, row, apart, token, first, stop, ahead, sums);
-        default: return dot_tile<Dot, ROWS, 6>(call, x, row, apart, token, first, stop, ahead, sums);
-    }
-}
-
 // ROWS rows and all tokens, by tiles of about the same size.
 template <class Dot, int ROWS, typename X>
 void dot_tokens(
     const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t first, int64_t stop,
     float* sums
 ) {
-    const int64_t most = least(6, IN_REGISTERS / ROWS);
+    constexpr int MOST = IN_REGISTERS / ROWS < 6 ? IN_REGISTERS / ROWS : 6;
     int64_t token = 0, ahead = PREFETCH_WEIGHTS;
-    for (int64_t tiles = (call.n_tokens + most - 1) / most; tiles > 0; tiles--) {
+    for (int64_t tiles = (call.n_tokens + MOST - 1) / MOST; tiles > 0; tiles--) {
         const int64_t n = (call.n_tokens - token + tiles - 1) / tiles;
-        dot_rows<Dot, ROWS>(call, x, row, apart, token, n, first, stop, ahead, sums);
+        with_number<MOST>(n, [&](auto tokens) {
+            dot_tile<Dot, ROWS, tokens>(call, x, row, apart, token, first, stop, ahead, sums);
+        });
         // What was read is here, and what comes after it is fetched meanwhile.
         if (MANY == SIDE) ahead = stop - first;
         token += n;
@@ -82,40 +69,47 @@ void sum_products(const BF16Call& call, const X* x, int64_t first, int64_t stop,
     constexpr int64_t BLOCK_DEPTH = BLOCK_BYTES / int64_t(sizeof(X));
     const int64_t n = stop - first, T = call.n_tokens, K = call.n_inputs;
     memset(sums, 0, n * T * sizeof(float));
-    int64_t row = 0;
+    const auto add = [&](auto rows, int64_t row, int64_t apart, int64_t k) {
+        const int64_t k_stop = least(k + BLOCK_DEPTH, K);
+        dot_tokens<Dot, rows>(call, x, first + row, apart, k, k_stop, sums + row * T);
+    };
     if (T <= 3 || MANY == SIDE) {
         // Weights are read from end to end, as several runs of memory side by side, see w8a8_kernel.h.
         const int64_t apart = n / SIDE;
-        for (; row < apart; row++)
-            for (int64_t k = 0; k < K; k += BLOCK_DEPTH)
-                dot_tokens<Dot, SIDE>(
-                    call, x, first + row, apart, k, least(k + BLOCK_DEPTH, K), sums + row * T
-                );
-        for (row = SIDE * apart; row < n; row++)
-            for (int64_t k = 0; k < K; k += BLOCK_DEPTH)
-                dot_tokens<Dot, 1>(
-                    call, x, first + row, 1, k, least(k + BLOCK_DEPTH, K), sums + row * T
-                );
+        for (int64_t row = 0; row < apart; row++)
+            for (int64_t k = 0; k < K; k += BLOCK_DEPTH) add(Number<SIDE>(), row, apart, k);
+        for (int64_t row = SIDE * apart; row < n; row++)
+            for (int64_t k = 0; k < K; k += BLOCK_DEPTH) add(Number<1>(), row, 1, k);
     } else {
         for (int64_t k = 0; k < K; k += BLOCK_DEPTH) {
-            const int64_t k_stop = least(k + BLOCK_DEPTH, K);
-            for (row = 0; row + MANY <= n; row += MANY)
-                dot_tokens<Dot, MANY>(call, x, first + row, 1, k, k_stop, sums + row * T);
-            for (; row < n; row++)
-                dot_tokens<Dot, 1>(call, x, first + row, 1, k, k_stop, sums + row * T);
+            int64_t row = 0;
+            for (; row + MANY <= n; row += MANY) add(Number<MANY>(), row, 1, k);
+            for (; row < n; row++) add(Number<1>(), row, 1, k);
         }
     }
 }
 
+bool multiplies_halves(const BF16Call& call) {
+    return OCTAVO_HAS_HALVES && call.n_inputs % (2 * W) == 0;
+}
+
+void take_inputs(const BF16Call& call, float* inputs) {
+    for (int64_t t = 0; t < call.n_tokens; t++) {
+        const uint16_t* const row = call.x + t * call.n_inputs;
+        if (multiplies_halves(call))
+            memcpy((uint16_t*)inputs + t * call.apart(), row, call.n_inputs * sizeof *row);
+        else
+            for (int64_t k = 0; k < call.n_inputs; k += W)
+                store(inputs + t * call.apart() + k, load(row + k));
+    }
+}
+
 void run_bf16(
-    const BF16Call& call, const float* wide, const uint16_t* halves, int64_t first, int64_t stop,
-    float* sums
+    const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums
 ) {
-    if (wide) sum_products<Singles>(call, wide, first, stop, sums);
-#if defined(OCTAVO_VNNI) || defined(OCTAVO_EMULATED)
-    else sum_products<Halves>(call, halves, first, stop, sums);
-#endif
-    (void)halves;
+    if (multiplies_halves(call))
+        sum_products<Halves>(call, (const uint16_t*)inputs, first, stop, sums);
+    else sum_products<Singles>(call, inputs, first, stop, sums);
     for (int64_t row = 0; row < stop - first; row++)
         for (int64_t t = 0; t < call.n_tokens; t++) {
             uint16_t numbers[W];

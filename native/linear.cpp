@@ -2,7 +2,6 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -76,23 +75,9 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
     }
 }
 
-bool multiplies_halves(int isa) { return isa == EMULATED || (isa == AVX512 && has_bf16_products()); }
-
-void multiply(const BF16Call& call, int isa) {
-    const LinearKernels& kernels = kernels_of(isa);
-    const bool is_wide = !multiplies_halves(isa) || call.n_inputs % HALVES_MULTIPLE;
-    std::vector<float> wide(is_wide ? call.n_tokens * call.apart() : 0);
-    std::vector<uint16_t> halves(is_wide ? 0 : call.n_tokens * call.apart());
-    for (int64_t t = 0; t < call.n_tokens; t++) {
-        const uint16_t* const row = call.x + t * call.n_inputs;
-        const int64_t first = t * call.apart();
-        if (is_wide)
-            for (int64_t k = 0; k < call.n_inputs; k++) {
-                const uint32_t bits = uint32_t(row[k]) << 16;
-                std::memcpy(&wide[first + k], &bits, sizeof bits);
-            }
-        else std::copy(row, row + call.n_inputs, &halves[first]);
-    }
+void multiply(const BF16Call& call, const LinearKernels& kernels) {
+    std::vector<float> inputs(call.n_tokens * call.apart());
+    kernels.take_inputs(call, inputs.data());
     const int64_t block = 64;  // outputs
     const int64_t n_blocks = (call.n_outputs + block - 1) / block;
 #if defined(_OPENMP)
@@ -105,8 +90,7 @@ void multiply(const BF16Call& call, int isa) {
 #endif
         for (int64_t i = 0; i < n_blocks; i++)
             kernels.bf16(
-                call, is_wide ? wide.data() : nullptr, halves.data(), i * block,
-                std::min((i + 1) * block, call.n_outputs), sums.data()
+                call, inputs.data(), i * block, std::min((i + 1) * block, call.n_outputs), sums.data()
             );
     }
 }
@@ -163,7 +147,7 @@ int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {
 
 int octavo_linear_bf16(const octavo::BF16Call* call, int isa) {
     if (!octavo::runs(isa)) return 1;
-    octavo::multiply(*call, isa);
+    octavo::multiply(*call, octavo::kernels_of(isa));
     return 0;
 }
 

@@ -83,7 +83,6 @@ struct QuantizeCall {
 enum RowOperation { AS_IT_IS = 0, RMS_NORM = 1, SILU_MUL = 2 };
 
 constexpr int64_t INPUT_MULTIPLE = 16;
-constexpr int64_t HALVES_MULTIPLE = 32;  // of inputs that are multiplied in bf16
 
 // What each instruction set implements.
 struct LinearKernels {
@@ -92,12 +91,11 @@ struct LinearKernels {
         const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int64_t panel, int8_t* packed
     );
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
-    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats. The inputs' rows begin
-    // `apart()` numbers after one another: widened, or where there are products of bf16 as they are.
-    void (*bf16)(
-        const BF16Call& call, const float* wide, const uint16_t* halves, int64_t first, int64_t stop,
-        float* sums
-    );
+    // All tokens' inputs as `bf16` reads them, `apart()` numbers after one another: widened, or where there
+    // are products of bf16 as they are.
+    void (*take_inputs)(const BF16Call& call, float* inputs);
+    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
+    void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
     // One token, in a row of n_columns floats.
     void (*quantize)(const QuantizeCall& call, int64_t token, float* row);
 };

@@ -21,7 +21,6 @@ constexpr int W = OCTAVO_WIDTH;
 constexpr int IN_REGISTERS = W == 16 ? 24 : 12;  // vectors of sums, beside what is added to them
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
-typedef uint32_t UnsignedVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them
 typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 
@@ -39,6 +38,14 @@ OCTAVO_INLINE void repeat(const F& f) {
     }
 }
 #define OCTAVO_EACH(i) [&](auto i) __attribute__((always_inline))
+
+// f(n) for n in 1…MOST, with a number that is known when this is compiled.
+template <int MOST, typename F>
+void with_number(int64_t n, const F& f) {
+    if constexpr (MOST > 1)
+        if (n < MOST) return with_number<MOST - 1>(n, f);
+    f(Number<MOST>());
+}
 
 constexpr float LOG2_E = 1.4426950408889634f;
 

@@ -101,15 +101,12 @@ void add_tokens(
     // they have the next block of weights fetched.
     const bool is_few = n_tokens <= 4 * TILE;
     int64_t ahead = 0;
-    const auto add = [&](int64_t n, auto tokens, const auto& self) {
-        if constexpr (tokens > 1)
-            if (n < tokens) return self(n, Number<tokens - 1>(), self);
-        add_panels<tokens, STRIDE>(inputs, weights, apart, n_panels, n_words, ahead, sums);
-    };
     while (n_tokens > 0) {
         const int64_t n_tiles = (n_tokens + TILE - 1) / TILE;
         const int64_t n = (n_tokens + n_tiles - 1) / n_tiles;
-        add(n, Number<TILE>(), add);
+        with_number<TILE>(n, [&](auto tokens) {
+            add_panels<tokens, STRIDE>(inputs, weights, apart, n_panels, n_words, ahead, sums);
+        });
         if (is_few) ahead = n_words * WORD_BYTES;
         inputs += n * STRIDE;
         sums += n * PANEL;

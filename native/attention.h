@@ -49,7 +49,6 @@ struct Piece {
 };
 
 constexpr int64_t BLOCK_KEYS = 128;   // keys a step, at most: so seldom are rows' sums moved on
-constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed
 constexpr int64_t TILE = 6;           // rows whose sums stay in registers
 constexpr int64_t LINE = 16;          // words of a line of the cache, at which everything begins
 

@@ -58,6 +58,23 @@ OCTAVO_INLINE void fetch(const T* const* tokens, int64_t n, int64_t D) {
         for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) fetch_line(tokens[i] + d);
 }
 
+// Tokens' keys or values that are fetched line by line, as many at a time as there is work meanwhile: the
+// cache waits for some twenty lines at once, and stops at one more.
+template <typename T>
+struct Fetching {
+    const T* const* tokens;
+    const int64_t D;
+    int64_t d = 0;
+
+    OCTAVO_INLINE void fetch(int n_lines) {
+        for (int i = 0; i < n_lines; i++) {
+            fetch_line(*tokens + d);
+            d += 64 / int64_t(sizeof(T));
+            if (d >= D) d = 0, tokens++;
+        }
+    }
+};
+
 // The scales of a block's keys, and what its weights are multiplied by before they are rounded:
 // values' scales, the greatest of them brought to the greatest weight that there is. Gives what
 // undoes that.
@@ -122,7 +139,7 @@ __attribute__((noinline)) void pack(const Block<T>& block, int64_t D, const Scra
         }
 }
 
-// What `multiply` asks for: a panel, or values as they lie.
+// What `multiply` asks for: a panel; or values as they lie, and then others are fetched meanwhile.
 struct Packed {
     const int32_t* panel;
     template <int C>
@@ -134,9 +151,12 @@ template <class Dot, typename T>
 struct Direct {
     const T* const* tokens;
     int64_t d;
+    Fetching<T>& others;
     template <int C>
     OCTAVO_INLINE void operator()(int64_t i, IntVec (&out)[C]) const {
         Dot::interleave(tokens + i * Dot::N, d, out);
+        constexpr int BYTES = Dot::N * C * W * sizeof(T);
+        if (BYTES >= 64 || i % (64 / BYTES) == 0) others.fetch(BYTES >= 64 ? BYTES / 64 : 1);
     }
 };
 

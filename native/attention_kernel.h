@@ -6,8 +6,8 @@ namespace octavo {
 namespace {
 
 constexpr float NEVER = -__builtin_inff();
-constexpr int SIDE = W == 16 ? 4 : 2;   // keys that are multiplied as they lie, at a time
-constexpr int AHEAD = W == 16 ? 2 : 1;  // blocks of those that are fetched before their turn
+constexpr int SIDE = 2;  // keys that are multiplied as they lie, at a time
+constexpr int64_t DIRECT_BYTES = W == 16 ? 128 : 64;  // of a column of a step's keys that are not packed
 
 // Neighbouring rows that take a block in together.
 struct Tile {
@@ -54,14 +54,13 @@ struct Attend {
         // A step is a block of one head's keys; all heads have their turn with a block.
         const int64_t n_blocks = (piece.key_end - piece.key_begin + block_keys - 1) / block_keys;
         const int64_t n_steps = n_blocks * piece.n_heads;
-        const int64_t ahead = is_direct ? AHEAD : 1;
-        Block<T> blocks[AHEAD + 1];
-        for (int64_t step = 0; step < least(ahead, n_steps); step++) find(step, blocks[step]);
+        Block<T> blocks[2];
+        if (n_steps) find(0, blocks[0]);
         for (int64_t step = 0; step < n_steps; step++) {
-            block = next = &blocks[step % (AHEAD + 1)];
-            if (step + ahead < n_steps) {
-                Block<T>& found = blocks[(step + ahead) % (AHEAD + 1)];
-                find(step + ahead, found);
+            block = next = &blocks[step % 2];
+            if (step + 1 < n_steps) {
+                Block<T>& found = blocks[(step + 1) % 2];
+                find(step + 1, found);
                 next = &found;
             }
             unit = find_scales<Dot>(call, *block, scratch);
@@ -73,6 +72,7 @@ struct Attend {
                 with_number<TILE>(n, [&](auto rows) { take_block<rows>(first); });
             }
         }
+        restore();
     }
 
     void find(int64_t step, Block<T>& found) const {
@@ -116,6 +116,22 @@ struct Attend {
         fetch(next->values + from, n, D);
     }
 
+    // Rows' sums in the order of their elements.
+    void restore() const {
+        for (int64_t r = 0; r < n_rows; r++)
+            for (int64_t d = 0; d < D; d += panel_width(d, D)) {
+                if (panel_width(d, D) == PANEL) restore<COLUMNS>(part.sums + r * D + d);
+                else restore<2>(part.sums + r * D + d);
+            }
+    }
+    template <int N_COLUMNS>
+    static OCTAVO_INLINE void restore(float* all) {
+        Vec sums[N_COLUMNS];
+        repeat<N_COLUMNS>(OCTAVO_EACH(c) { sums[c] = load(all + c * W); });
+        Dot::restore(sums);
+        repeat<N_COLUMNS>(OCTAVO_EACH(c) { store(all + c * W, sums[c]); });
+    }
+
     template <int ROWS>
     void take_block(int64_t row) const {
         Tile tile;
@@ -127,15 +143,15 @@ struct Attend {
         }
         tile.n = tile.high[ROWS - 1];
         if (tile.low[0] >= tile.n) return;  // before or after what any of them sees
-        if (is_direct) score_direct<ROWS>(tile);
-        else score<ROWS>(tile);
+        if (!is_direct) score<ROWS>(tile);
+        else if constexpr (W == 16) score_abreast<ROWS>(tile);
+        else score_direct<ROWS>(tile);
         soften<ROWS>(tile);
-        const int64_t share = block_keys * 2 * W / D;
+        Fetching<T> keys{next->keys, D};
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                fetch(next->keys + d / (2 * W) * share, share * panel_width(d, D) / (2 * W), D);
-                const Direct<Dot, T> values{block->values, d};
+                const Direct<Dot, T> values{block->values, d, keys};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);
             } else {
@@ -174,7 +190,7 @@ struct Attend {
             Sum sums[ROWS][W / SIDE];
             for (int i = 0; i < W / SIDE; i++) {
                 const T* const* const keys = block->keys + k + i * SIDE;
-                fetch((AHEAD == 1 ? block : next)->values + k + i * SIDE, SIDE, D);
+                fetch(block->values + k + i * SIDE, SIDE, D);
                 Sum own[ROWS][SIDE];
                 repeat<ROWS * SIDE>(OCTAVO_EACH(j) { own[j / SIDE][j % SIDE] = Sum{}; });
                 for (int64_t d = 0; d < n_words; d += W) {
@@ -197,6 +213,59 @@ struct Attend {
             repeat<ROWS>(OCTAVO_EACH(r) {
                 sum_each<SIDE>(sums[r]);
                 store_scores(r, k, sums[r][0] + Dot::start(scratch.begins[tile.row + r]));
+            });
+        }
+    }
+
+    // The same of wide vectors: four rows lie abreast in one, by which a key's words are multiplied four at
+    // a time. So four rows leave one vector to sum up.
+    template <int ROWS>
+    void score_abreast(const Tile& tile) const {
+        constexpr int ABREAST = (ROWS + 3) / 4;  // vectors of rows
+        int32_t* const queries = scratch.keys;   // [stride / 4, ABREAST, 4 rows, 4 words]
+        for (int64_t w = 0; w < stride; w += 4)
+            repeat<ABREAST * 4>(OCTAVO_EACH(r) {
+                const int64_t row = tile.row + least(r, ROWS - 1);
+                memcpy(queries + w * ABREAST * 4 + r * 4, scratch.queries + row * stride + w, 16);
+            });
+        for (int64_t k = 0; k < tile.n; k += W) {
+            Sum sums[ABREAST][4];
+            repeat<4>(OCTAVO_EACH(i) {
+                const T* const* const keys = block->keys + k + i * 4;
+                const T* const* const values = next->values + k + i * 4;
+                Sum own[ABREAST][4];
+                repeat<ABREAST * 4>(OCTAVO_EACH(j) { own[j / 4][j % 4] = Sum{}; });
+                for (int64_t w = 0; w < n_words; w += W) {
+                    const int64_t d = w * Dot::N;
+                    IntVec rows[4 * ABREAST];
+                    repeat<4 * ABREAST>(OCTAVO_EACH(a) {
+                        rows[a] = load(queries + w * 4 * ABREAST + a * W);
+                        keep(rows[a]);
+                    });
+                    repeat<4>(OCTAVO_EACH(j) {
+                        fetch_line(values[j] + d);
+                        const IntVec words = Dot::words(keys[j] + d, D - d);
+                        repeat<4>(OCTAVO_EACH(quarter) {
+                            const IntVec four = spread<quarter>(words);
+                            repeat<ABREAST>(OCTAVO_EACH(a) {
+                                own[a][j] = Dot::add(own[a][j], four, rows[quarter * ABREAST + a]);
+                            });
+                        });
+                    });
+                }
+                repeat<ABREAST>(OCTAVO_EACH(a) { sums[a][i] = sum_quads(own[a]); });
+            });
+            repeat<ABREAST>(OCTAVO_EACH(a) {
+                Sum(&own)[4] = sums[a];
+                exchange<8>(own[0], own[2]);
+                exchange<8>(own[1], own[3]);
+                exchange<4>(own[0], own[1]);
+                exchange<4>(own[2], own[3]);
+                repeat<4>(OCTAVO_EACH(i) {
+                    constexpr int r = a * 4 + i;
+                    if constexpr (r < ROWS)
+                        store_scores(r, k, sums[a][i] + Dot::start(scratch.begins[tile.row + r]));
+                });
             });
         }
     }
@@ -279,7 +348,6 @@ struct Attend {
             scratch.weights, BLOCK_KEYS, (tile.n + Dot::N - 1) / Dot::N, values, sums
         );
         repeat<ROWS>(OCTAVO_EACH(r) {
-            Dot::restore(sums[r]);
             repeat<N_COLUMNS>(OCTAVO_EACH(c) {
                 float* const all = part.sums + (tile.row + r) * D + d + c * W;
                 const Vec before = load(all) * splat(tile.correction[r]);

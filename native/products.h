@@ -14,7 +14,9 @@ OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
 #if defined(OCTAVO_VNNI)
     const __m512i x = (__m512i)a, y = (__m512i)b;
     if (N == 1) return (IntVec)(SECOND ? _mm512_unpackhi_epi8(x, y) : _mm512_unpacklo_epi8(x, y));
-    return (IntVec)(SECOND ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
+    if (N == 2) return (IntVec)(SECOND ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
+    if (N == 4) return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi32(0xFFFF, x, y) : _mm512_maskz_unpacklo_epi32(0xFFFF, x, y));
+    return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi64(0xFF, x, y) : _mm512_maskz_unpacklo_epi64(0xFF, x, y));
 #else
     ByteVec out;
     for (int i = 0; i < 4 * W; i++) {
@@ -23,6 +25,26 @@ OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
     }
     return (IntVec)out;
 #endif
+}
+
+// Of each 16 bytes the sum of their four words: of v[0]'s, of v[1]'s, and so on.
+template <typename Sum>
+OCTAVO_INLINE Sum sum_quads(const Sum (&v)[4]) {
+    Sum pairs[2];
+    for (int i = 0; i < 2; i++) {
+        const IntVec a = (IntVec)v[2 * i], b = (IntVec)v[2 * i + 1];
+        pairs[i] = (Sum)zip<4, false>(a, b) + (Sum)zip<4, true>(a, b);
+    }
+    const IntVec a = (IntVec)pairs[0], b = (IntVec)pairs[1];
+    return (Sum)zip<8, false>(a, b) + (Sum)zip<8, true>(a, b);
+}
+
+// Of the four quarters of v one, four times.
+template <int QUARTER>
+OCTAVO_INLINE IntVec spread(IntVec v) {
+    IntVec index;
+    for (int i = 0; i < W; i++) index[i] = QUARTER * 4 + i % 4;
+    return shuffle(v, v, index);
 }
 
 // Floating point: one number a word, fp32.
@@ -58,7 +80,7 @@ struct Singles {
     }
     static constexpr float MOST = 1.0f;
     template <int C>
-    static OCTAVO_INLINE void restore(Sum (&)[C]) {}
+    static OCTAVO_INLINE void restore(Vec (&)[C]) {}
 };
 
 // The same in bf16, two numbers a word: what AVX-512 BF16 multiplies twice as fast. Queries and weights
@@ -94,7 +116,7 @@ struct Halves {
     }
     // A lane of four words of one vector, one of the other, and so on.
     template <int C>
-    static OCTAVO_INLINE void restore(Sum (&sums)[C]) {
+    static OCTAVO_INLINE void restore(Vec (&sums)[C]) {
         IntVec low, high;
         for (int i = 0; i < W; i++) {
             low[i] = i / 8 * 4 + i % 4 + i / 4 % 2 * W;
@@ -102,8 +124,8 @@ struct Halves {
         }
         for (int c = 0; c < C; c += 2) {
             const IntVec a = (IntVec)sums[c], b = (IntVec)sums[c + 1];
-            sums[c] = (Sum)shuffle(a, b, low);
-            sums[c + 1] = (Sum)shuffle(a, b, high);
+            sums[c] = (Vec)shuffle(a, b, low);
+            sums[c + 1] = (Vec)shuffle(a, b, high);
         }
     }
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {
@@ -210,7 +232,7 @@ struct Pairs {
         memcpy((int16_t*)words + k, &narrow, sizeof narrow);
     }
     template <int C>
-    static OCTAVO_INLINE void restore(Sum (&)[C]) {}
+    static OCTAVO_INLINE void restore(Vec (&)[C]) {}
     static constexpr float MOST = 32767.0f;  // times 127 and a block's 128 keys: below 2^30
 };
 
@@ -298,7 +320,7 @@ struct Quads {
         }
     }
     template <int C>
-    static OCTAVO_INLINE void restore(Sum (&sums)[C]) {
+    static OCTAVO_INLINE void restore(Vec (&sums)[C]) {
         if constexpr (C == 4) {
             IntVec low, high, even, odd;
             for (int i = 0; i < W; i++) {  // by lanes of four words
@@ -307,12 +329,14 @@ struct Quads {
                 even[i] = i / 4 % 2 * 8 + i % 4 + i / (W / 2) * W;
                 odd[i] = even[i] + 4;
             }
-            const IntVec a = shuffle(sums[0], sums[1], low), b = shuffle(sums[2], sums[3], low);
-            const IntVec c = shuffle(sums[0], sums[1], high), d = shuffle(sums[2], sums[3], high);
-            sums[0] = shuffle(a, b, even);
-            sums[1] = shuffle(a, b, odd);
-            sums[2] = shuffle(c, d, even);
-            sums[3] = shuffle(c, d, odd);
+            IntVec v[4];
+            for (int i = 0; i < 4; i++) v[i] = (IntVec)sums[i];
+            const IntVec a = shuffle(v[0], v[1], low), b = shuffle(v[2], v[3], low);
+            const IntVec c = shuffle(v[0], v[1], high), d = shuffle(v[2], v[3], high);
+            sums[0] = (Vec)shuffle(a, b, even);
+            sums[1] = (Vec)shuffle(a, b, odd);
+            sums[2] = (Vec)shuffle(c, d, even);
+            sums[3] = (Vec)shuffle(c, d, odd);
         }
     }
     static float query(const float* q, int64_t n, int32_t* words, int32_t* begin) {

@@ -70,7 +70,7 @@ struct Part {
 
 // What a thread works in; words are described in native/products.h.
 struct Scratch {
-    int32_t* queries;     // [n_rows, words of a head, in whole lines]
+    int32_t* queries;     // [n_rows, words of a head, in whole lines]; of few rows in pairs
     float* query_scales;  // [n_rows]
     int32_t* begins;      // [n_rows]: what a row's products begin with
     int32_t* keys;        // [words of a head, BLOCK_KEYS]
@@ -88,7 +88,7 @@ struct Scratch {
             memory += in_lines(n);
             return here;
         };
-        queries = (int32_t*)take(n_rows * in_lines(head_dim));
+        queries = (int32_t*)take(4 * n_rows * in_lines(head_dim));
         query_scales = take(n_rows);
         begins = (int32_t*)take(n_rows);
         keys = (int32_t*)take(BLOCK_KEYS * head_dim);

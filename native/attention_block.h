@@ -40,10 +40,6 @@ void find_block(
             block.keys[k] = (const T*)call.keys + (slot + i) * D;
             block.values[k] = (const T*)call.values + (slot + i) * D;
         }
-        if (sizeof(T) == 1) {  // its scales are what is read first
-            __builtin_prefetch(call.key_scales + slot);
-            __builtin_prefetch(call.value_scales + slot);
-        }
     }
     for (; k < room; k++) {
         block.keys[k] = block.keys[k - 1];
@@ -51,28 +47,79 @@ void find_block(
     }
 }
 
-// Begin to fetch n tokens' keys or values.
-template <typename T>
-OCTAVO_INLINE void fetch(const T* const* tokens, int64_t n, int64_t D) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) fetch_line(tokens[i] + d);
-}
+// Lines that are fetched while so many are multiplied: of wide vectors the rest comes while scores become
+// weights, which takes them a fifth of the time.
+constexpr int while_multiplying(int n_lines) { return W == 16 ? n_lines * 3 / 4 : n_lines; }
 
-// Tokens' keys or values that are fetched line by line, as many at a time as there is work meanwhile: the
-// cache waits for some twenty lines at once, and stops at one more.
+// Keys or values that are fetched before their turn, line by line: as many at a time as there is work
+// meanwhile, for the cache waits for some twenty lines at once and stops at one more. They are fetched in
+// the order in which they lie, which memory is quickest to give.
 template <typename T>
-struct Fetching {
-    const T* const* tokens;
-    const int64_t D;
-    int64_t d = 0;
+class Ahead {
+   public:
+    Ahead(const AttentionCall& call, const Piece& piece, const void* tensor, const uint16_t* scales)
+        : call(call), piece(piece), tensor((const T*)tensor), scales(scales) {}
 
-    OCTAVO_INLINE void fetch(int n_lines) {
-        for (int i = 0; i < n_lines; i++) {
-            fetch_line(*tokens + d);
-            d += 64 / int64_t(sizeof(T));
-            if (d >= D) d = 0, tokens++;
-        }
+    // From here on those of `n` tokens, as far as the piece has them, in neighbouring heads.
+    void start(int64_t begin, int64_t n, int64_t first_head, int64_t n_heads) {
+        token = begin;
+        last = least(begin + n, piece.key_end);
+        head = heads_begin = first_head;
+        heads_end = first_head + n_heads;
+        n_left = 0;
     }
+
+    OCTAVO_INLINE void fetch(int64_t n_lines) {
+        if (n_left >= n_lines) take(n_lines);
+        else take_more(n_lines);
+    }
+
+   private:
+    OCTAVO_INLINE void take(int64_t n_lines) {
+        for (int64_t i = 0; i < n_lines; i++) fetch_line(at + 64 * i);
+        at += 64 * n_lines;
+        n_left -= n_lines;
+    }
+    __attribute__((noinline)) void take_more(int64_t n_lines) {
+        while (n_left < n_lines) {
+            n_lines -= n_left;
+            take(n_left);
+            if (!find_run()) return;
+        }
+        take(n_lines);
+    }
+
+    // The next run: a head's tokens of a page, or a whole page of all heads.
+    bool find_run() {
+        if (token >= last) return false;
+        const int64_t P = call.page_size;
+        const int64_t* table = call.page_table + piece.sequence * call.table_stride;
+        const int64_t page = token / P, offset = token - page * P;
+        const int64_t slot = (table[page] * call.n_kv_heads + head) * P + offset;
+        const int64_t length = least(P - offset, last - token);
+        const int64_t n = length < P ? 1 : heads_end - head;
+        const int64_t n_bytes = n * length * call.head_dim * int64_t(sizeof(T));
+        at = (const char*)(tensor + slot * call.head_dim);
+        n_left = (n_bytes + 63) / 64;
+        if (sizeof(T) == 1)
+            for (int64_t i = 0; i < n * length; i += 64 / int64_t(sizeof(uint16_t)))
+                fetch_line(scales + slot + i);
+        head += n;
+        if (head == heads_end) {
+            head = heads_begin;
+            token += length;
+        }
+        return true;
+    }
+
+    const AttentionCall& call;
+    const Piece& piece;
+    const T* const tensor;
+    const uint16_t* const scales;
+    int64_t token = 0, last = 0;                       // where it is, and where it ends
+    int64_t head = 0, heads_begin = 0, heads_end = 0;  // likewise
+    const char* at = nullptr;  // a run's next line,
+    int64_t n_left = 0;        // and how many it has
 };
 
 // The scales of a block's keys, and what its weights are multiplied by before they are rounded:
@@ -81,11 +128,18 @@ struct Fetching {
 template <class Dot>
 float find_scales(const AttentionCall& call, const Block<int8_t>& block, const Scratch& scratch) {
     int64_t k = 0;
-    for (int64_t run = 0; run < block.n_runs; run++)
-        for (int64_t i = block.slots[run]; i < block.slots[run] + block.lengths[run]; i++, k++) {
+    for (int64_t run = 0; run < block.n_runs; run++) {
+        const int64_t end = block.slots[run] + block.lengths[run];
+        int64_t i = block.slots[run];
+        for (; i + W <= end; i += W, k += W) {
+            store(scratch.key_scales + k, load(call.key_scales + i));
+            store(scratch.value_scales + k, load(call.value_scales + i));
+        }
+        for (; i < end; i++, k++) {
             scratch.key_scales[k] = widen(call.key_scales[i]);
             scratch.value_scales[k] = widen(call.value_scales[i]);
         }
+    }
     for (; k < block.room; k++) scratch.key_scales[k] = scratch.value_scales[k] = 0.0f;
     const float most = largest_magnitude(scratch.value_scales, block.room);
     const Vec factor = splat(Dot::MOST / most);
@@ -151,12 +205,13 @@ template <class Dot, typename T>
 struct Direct {
     const T* const* tokens;
     int64_t d;
-    Fetching<T>& others;
+    Ahead<T>& ahead;
     template <int C>
     OCTAVO_INLINE void operator()(int64_t i, IntVec (&out)[C]) const {
         Dot::interleave(tokens + i * Dot::N, d, out);
         constexpr int BYTES = Dot::N * C * W * sizeof(T);
-        if (BYTES >= 64 || i % (64 / BYTES) == 0) others.fetch(BYTES >= 64 ? BYTES / 64 : 1);
+        if (BYTES >= 64) ahead.fetch(while_multiplying(BYTES / 64));
+        else if (i % (64 / BYTES) == 0) ahead.fetch(1);
     }
 };
 

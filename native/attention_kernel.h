@@ -7,7 +7,7 @@ namespace {
 
 constexpr float NEVER = -__builtin_inff();
 constexpr int SIDE = 2;  // keys that are multiplied as they lie, at a time
-constexpr int64_t DIRECT_BYTES = W == 16 ? 128 : 64;  // of a column of a step's keys that are not packed
+constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed
 
 // Neighbouring rows that take a block in together.
 struct Tile {
@@ -32,56 +32,70 @@ struct Attend {
     // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
     // a block's values are fetched while its keys are multiplied, and the next one's keys while its
     // values are: both, and no more, stay in the first-level cache. Wide vectors are done with a block
-    // before memory has sent the next: theirs are fetched two blocks ahead, and to the second-level cache
-    // (18 for 11 GB/s on a core of an AMD EPYC whose memory gives 19).
+    // before memory has sent the next. For them the next block of all heads is fetched meanwhile, to the
+    // second-level cache: pages lie one after another, and of longer runs memory gives more (26 GB/s of
+    // runs of 2 KiB, 29 of 16 KiB, 30 of 64, 33 of one, on two cores of an AMD EPYC).
     const bool is_direct;
-    const int64_t block_keys;
+    const int64_t block_keys, block_lines;  // of one head; as many of values
     const Scratch scratch;
     const Part part;
-    const Block<T>* block;
-    const Block<T>* next;  // that is fetched meanwhile; at the end the same
-    float unit = 1.0f;     // what the block's sums are to be multiplied by
+    mutable Ahead<T> keys_ahead, values_ahead;
+    Block<T> block;
+    float unit = 1.0f;  // what the block's sums are to be multiplied by
 
     Attend(const AttentionCall& call, const Piece& piece, float* memory, float* result)
         : call(call), piece(piece), D(call.head_dim), group(call.group()),
           head_rows(piece.n_queries * group), n_rows(piece.n_rows(group)), n_words(D / Dot::N),
           stride(in_lines(n_words)), is_direct(head_rows <= TILE),
           block_keys(is_direct ? DIRECT_BYTES / int64_t(sizeof(T)) : BLOCK_KEYS),
-          scratch(memory, n_rows, D), part(result ? result : scratch.part, n_rows, D) {}
+          block_lines(block_keys * D * int64_t(sizeof(T)) / 64),
+          scratch(memory, n_rows, D), part(result ? result : scratch.part, n_rows, D),
+          keys_ahead(call, piece, call.keys, call.key_scales),
+          values_ahead(call, piece, call.values, call.value_scales) {}
 
     void run() {
-        take_queries();
-        // A step is a block of one head's keys; all heads have their turn with a block.
-        const int64_t n_blocks = (piece.key_end - piece.key_begin + block_keys - 1) / block_keys;
-        const int64_t n_steps = n_blocks * piece.n_heads;
-        Block<T> blocks[2];
-        if (n_steps) find(0, blocks[0]);
-        for (int64_t step = 0; step < n_steps; step++) {
-            block = next = &blocks[step % 2];
-            if (step + 1 < n_steps) {
-                Block<T>& found = blocks[(step + 1) % 2];
-                find(step + 1, found);
-                next = &found;
-            }
-            unit = find_scales<Dot>(call, *block, scratch);
-            if (!is_direct) pack<Dot>(*block, D, scratch);
-            for (int64_t row = 0; row < head_rows; row += TILE) {
-                const int64_t n = least(TILE, head_rows - row);
-                const int64_t first = step % piece.n_heads * head_rows + row;
-                if (!is_direct) fetch_share(row);
-                with_number<TILE>(n, [&](auto rows) { take_block<rows>(first); });
-            }
+        if (W == 16) {
+            start_ahead(piece.key_begin, 0, piece.n_heads);
+            keys_ahead.fetch(block_lines * piece.n_heads);
+            values_ahead.fetch(block_lines * piece.n_heads);
         }
+        take_queries();
+        for (int64_t begin = piece.key_begin; begin < piece.key_end; begin += block_keys)
+            for (int64_t head = 0; head < piece.n_heads; head++) take_head(begin, head);
         restore();
     }
 
-    void find(int64_t step, Block<T>& found) const {
-        const int64_t begin = piece.key_begin + step / piece.n_heads * block_keys;
-        find_block(call, piece, begin, block_keys, piece.kv_head + step % piece.n_heads, found);
+    // A block of one head's keys; all heads have their turn with a block.
+    void take_head(int64_t begin, int64_t head) {
+        const bool is_end = head + 1 == piece.n_heads;
+        if (W == 16 && head == 0) start_ahead(begin + block_keys, 0, piece.n_heads);
+        if (W < 16) start_ahead(is_end ? begin + block_keys : begin, is_end ? 0 : head + 1, 1);
+        if (W < 16 && is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head, 1);
+        find_block(call, piece, begin, block_keys, piece.kv_head + head, block);
+        unit = find_scales<Dot>(call, block, scratch);
+        if (!is_direct) pack<Dot>(block, D, scratch);
+        // A packed block's tiles share what is to be fetched.
+        const int64_t share = block_lines * TILE / head_rows + 1;
+        for (int64_t row = 0; row < head_rows; row += TILE) {
+            if (!is_direct) keys_ahead.fetch(share), values_ahead.fetch(share);
+            with_number<TILE>(least(TILE, head_rows - row), [&](auto rows) {
+                Tile tile;
+                if (!find_tile<rows>(head * head_rows + row, tile)) return;
+                weigh_keys<rows>(tile);
+                add_values<rows>(tile);
+            });
+        }
+    }
+
+    void start_ahead(int64_t begin, int64_t head, int64_t n_heads) {
+        keys_ahead.start(begin, block_keys, piece.kv_head + head, n_heads);
+        values_ahead.start(begin, block_keys, piece.kv_head + head, n_heads);
     }
 
     void take_queries() const {
-        memset(scratch.queries, 0, n_rows * stride * sizeof(int32_t));
+        const bool in_pairs = W == 16 && is_direct;
+        const int64_t head_words = in_pairs ? (head_rows + 1) / 2 * 4 * stride : head_rows * stride;
+        memset(scratch.queries, 0, piece.n_heads * head_words * sizeof(int32_t));
         memset(part.sums, 0, n_rows * D * sizeof(float));
         // exp(x) is 2^(x log2 e).
         const float scale = LOG2_E / sqrtf(float(D));
@@ -93,11 +107,21 @@ struct Attend {
                                          ? load((const uint16_t*)call.q + at + d)
                                          : load((const float*)call.q + at + d)
                 );
-            int32_t* const query = scratch.queries + r * stride;
+            int32_t* const query = in_pairs ? scratch.keys : scratch.queries + r * stride;
             scratch.query_scales[r] = scale * Dot::query(scratch.row, D, query, scratch.begins + r);
+            if (in_pairs) pair(query, r % head_rows, scratch.queries + r / head_rows * head_words);
             part.highest[r] = NEVER;
             part.total[r] = 0.0f;
         }
+    }
+
+    // A row's words among those of its head, as `score_pairs` wants them:
+    // [stride / 4, pairs, 2, 2 rows, 4 words].
+    void pair(const int32_t* query, int64_t row, int32_t* queries) const {
+        const int64_t n_pairs = (head_rows + 1) / 2;
+        for (int64_t w = 0; w < n_words; w += 4)
+            for (int64_t twice = 0; twice < 2; twice++)
+                memcpy(queries + w * n_pairs * 4 + (row / 2 * 4 + twice * 2 + row % 2) * 4, query + w, 16);
     }
 
     // The place in q or out of a row.
@@ -106,14 +130,6 @@ struct Attend {
         const int64_t head = piece.kv_head + row / (piece.n_queries * group);
         const int64_t token = piece.first_token + of_head / group;
         return (token * call.n_heads + head * group + of_head % group) * call.head_dim;
-    }
-
-    // Fetch a part of the next block before each tile, so that all of it has come after the last.
-    void fetch_share(int64_t row) const {
-        const int64_t share = (block_keys * TILE + head_rows - 1) / head_rows;
-        const int64_t from = row / TILE * share, n = least(share, block_keys - from);
-        fetch(next->keys + from, n, D);
-        fetch(next->values + from, n, D);
     }
 
     // Rows' sums in the order of their elements.
@@ -132,32 +148,39 @@ struct Attend {
         repeat<N_COLUMNS>(OCTAVO_EACH(c) { store(all + c * W, sums[c]); });
     }
 
+    // False if none of them sees any key of the block.
     template <int ROWS>
-    void take_block(int64_t row) const {
-        Tile tile;
+    bool find_tile(int64_t row, Tile& tile) const {
         tile.row = row;
         for (int r = 0; r < ROWS; r++) {
-            const int64_t position = piece.position + (row + r) % head_rows / group - block->begin;
-            tile.low[r] = call.window ? within(position - call.window + 1, block->n) : 0;
-            tile.high[r] = within(position + 1, block->n);
+            const int64_t position = piece.position + (row + r) % head_rows / group - block.begin;
+            tile.low[r] = call.window ? within(position - call.window + 1, block.n) : 0;
+            tile.high[r] = within(position + 1, block.n);
         }
         tile.n = tile.high[ROWS - 1];
-        if (tile.low[0] >= tile.n) return;  // before or after what any of them sees
+        return tile.low[0] < tile.n;
+    }
+
+    template <int ROWS>
+    void weigh_keys(Tile& tile) const {
         if (!is_direct) score<ROWS>(tile);
-        else if constexpr (W == 16) score_abreast<ROWS>(tile);
+        else if constexpr (W == 16) score_pairs<ROWS>(tile);
         else score_direct<ROWS>(tile);
         soften<ROWS>(tile);
-        Fetching<T> keys{next->keys, D};
+    }
+
+    template <int ROWS>
+    void add_values(const Tile& tile) const {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                const Direct<Dot, T> values{block->values, d, keys};
-                if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
-                else add_values<ROWS, 2>(tile, d, values);
+                const Direct<Dot, T> values{block.values, d, W == 16 ? values_ahead : keys_ahead};
+                if (is_wide) add_panel<ROWS, COLUMNS>(tile, d, values);
+                else add_panel<ROWS, 2>(tile, d, values);
             } else {
                 const Packed values{scratch.values + d * (BLOCK_KEYS / Dot::N)};
-                if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
-                else add_values<ROWS, 2>(tile, d, values);
+                if (is_wide) add_panel<ROWS, COLUMNS>(tile, d, values);
+                else add_panel<ROWS, 2>(tile, d, values);
             }
             d += panel_width(d, D);
         }
@@ -184,13 +207,13 @@ struct Attend {
 
     // The same by keys as they lie.
     template <int ROWS>
-    void score_direct(const Tile& tile) const {
+    __attribute__((noinline)) void score_direct(const Tile& tile) const {
         const int32_t* const queries = scratch.queries + tile.row * stride;
         for (int64_t k = 0; k < tile.n; k += W) {
             Sum sums[ROWS][W / SIDE];
             for (int i = 0; i < W / SIDE; i++) {
-                const T* const* const keys = block->keys + k + i * SIDE;
-                fetch(block->values + k + i * SIDE, SIDE, D);
+                const T* const* const keys = block.keys + k + i * SIDE;
+                values_ahead.fetch(SIDE * D * int64_t(sizeof(T)) / 64);
                 Sum own[ROWS][SIDE];
                 repeat<ROWS * SIDE>(OCTAVO_EACH(j) { own[j / SIDE][j % SIDE] = Sum{}; });
                 for (int64_t d = 0; d < n_words; d += W) {
@@ -217,55 +240,43 @@ struct Attend {
         }
     }
 
-    // The same of wide vectors: four rows lie abreast in one, by which a key's words are multiplied four at
-    // a time. So four rows leave one vector to sum up.
+    // The same of wide vectors, which have room for a quarter of two rows' words, twice: they are multiplied
+    // by the same quarter of two keys at a time. So two rows by two keys leave one vector to sum up.
     template <int ROWS>
-    void score_abreast(const Tile& tile) const {
-        constexpr int ABREAST = (ROWS + 3) / 4;  // vectors of rows
-        int32_t* const queries = scratch.keys;   // [stride / 4, ABREAST, 4 rows, 4 words]
-        for (int64_t w = 0; w < stride; w += 4)
-            repeat<ABREAST * 4>(OCTAVO_EACH(r) {
-                const int64_t row = tile.row + least(r, ROWS - 1);
-                memcpy(queries + w * ABREAST * 4 + r * 4, scratch.queries + row * stride + w, 16);
-            });
+    __attribute__((noinline)) void score_pairs(const Tile& tile) const {
+        constexpr int PAIRS = (ROWS + 1) / 2;
+        const int32_t* const queries = scratch.queries + tile.row / head_rows * PAIRS * 4 * stride;
         for (int64_t k = 0; k < tile.n; k += W) {
-            Sum sums[ABREAST][4];
-            repeat<4>(OCTAVO_EACH(i) {
-                const T* const* const keys = block->keys + k + i * 4;
-                const T* const* const values = next->values + k + i * 4;
-                Sum own[ABREAST][4];
-                repeat<ABREAST * 4>(OCTAVO_EACH(j) { own[j / 4][j % 4] = Sum{}; });
+            Sum sums[PAIRS][2];
+            repeat<2>(OCTAVO_EACH(half) {
+                const T* const* const keys = block.keys + k + half * 8;
+                Sum own[PAIRS][4];
+                repeat<PAIRS * 4>(OCTAVO_EACH(i) { own[i / 4][i % 4] = Sum{}; });
                 for (int64_t w = 0; w < n_words; w += W) {
                     const int64_t d = w * Dot::N;
-                    IntVec rows[4 * ABREAST];
-                    repeat<4 * ABREAST>(OCTAVO_EACH(a) {
-                        rows[a] = load(queries + w * 4 * ABREAST + a * W);
-                        keep(rows[a]);
+                    keys_ahead.fetch(while_multiplying(8));
+                    IntVec rows[4 * PAIRS];
+                    repeat<4 * PAIRS>(OCTAVO_EACH(i) {
+                        rows[i] = load(queries + w * 4 * PAIRS + i * W);
+                        keep(rows[i]);
                     });
                     repeat<4>(OCTAVO_EACH(j) {
-                        fetch_line(values[j] + d);
-                        const IntVec words = Dot::words(keys[j] + d, D - d);
-                        repeat<4>(OCTAVO_EACH(quarter) {
-                            const IntVec four = spread<quarter>(words);
-                            repeat<ABREAST>(OCTAVO_EACH(a) {
-                                own[a][j] = Dot::add(own[a][j], four, rows[quarter * ABREAST + a]);
+                        const IntVec a = Dot::words(keys[j] + d, D - d);
+                        const IntVec b = Dot::words(keys[j + 4] + d, D - d);
+                        repeat<4>(OCTAVO_EACH(i) {
+                            const IntVec words = quarters<i, i>(a, b);
+                            repeat<PAIRS>(OCTAVO_EACH(p) {
+                                own[p][j] = Dot::add(own[p][j], words, rows[i * PAIRS + p]);
                             });
                         });
                     });
                 }
-                repeat<ABREAST>(OCTAVO_EACH(a) { sums[a][i] = sum_quads(own[a]); });
+                repeat<PAIRS>(OCTAVO_EACH(p) { sums[p][half] = sum_quads(own[p]); });
             });
-            repeat<ABREAST>(OCTAVO_EACH(a) {
-                Sum(&own)[4] = sums[a];
-                exchange<8>(own[0], own[2]);
-                exchange<8>(own[1], own[3]);
-                exchange<4>(own[0], own[1]);
-                exchange<4>(own[2], own[3]);
-                repeat<4>(OCTAVO_EACH(i) {
-                    constexpr int r = a * 4 + i;
-                    if constexpr (r < ROWS)
-                        store_scores(r, k, sums[a][i] + Dot::start(scratch.begins[tile.row + r]));
-                });
+            repeat<ROWS>(OCTAVO_EACH(r) {
+                const IntVec a = (IntVec)sums[r / 2][0], b = (IntVec)sums[r / 2][1];
+                const Sum sum = (Sum)(r % 2 ? quarters<1, 3>(a, b) : quarters<0, 2>(a, b));
+                store_scores(r, k, sum + Dot::start(scratch.begins[tile.row + r]));
             });
         }
     }
@@ -328,20 +339,25 @@ struct Attend {
             factor[r] = splat(scale);
             total[r] = Vec{};
         });
-        for (int64_t k = 0; k < n; k += W)
+        for (int64_t k = 0; k < n; k += W) {
+            if (W == 16 && is_direct) {
+                keys_ahead.fetch(block_lines * W / block_keys / 4);
+                values_ahead.fetch(block_lines * W / block_keys / 4);
+            }
             repeat<ROWS>(OCTAVO_EACH(r) {
                 const Vec score = load(scores + r * BLOCK_KEYS + k);
                 const Vec weights = exp2<Dot::COARSE>(score * factor[r] - shift[r]);
                 total[r] += weights;
                 Dot::weigh(weights, value_scales, k, words + r * BLOCK_KEYS);
             });
+        }
         repeat<ROWS>(OCTAVO_EACH(r) { added[r] = sum(total[r]); });
     }
 
     // Bring rows' sums to their new greatest score, and add the block's: N_COLUMNS vectors from the
     // element d on.
     template <int ROWS, int N_COLUMNS, class Values>
-    void add_values(const Tile& tile, int64_t d, const Values& values) const {
+    __attribute__((noinline)) void add_panel(const Tile& tile, int64_t d, const Values& values) const {
         Sum sums[ROWS][N_COLUMNS];
         repeat<ROWS * N_COLUMNS>(OCTAVO_EACH(i) { sums[i / N_COLUMNS][i % N_COLUMNS] = Sum{}; });
         multiply<Dot, ROWS, N_COLUMNS, false>(

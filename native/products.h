@@ -15,8 +15,11 @@ OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
     const __m512i x = (__m512i)a, y = (__m512i)b;
     if (N == 1) return (IntVec)(SECOND ? _mm512_unpackhi_epi8(x, y) : _mm512_unpacklo_epi8(x, y));
     if (N == 2) return (IntVec)(SECOND ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
-    if (N == 4) return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi32(0xFFFF, x, y) : _mm512_maskz_unpacklo_epi32(0xFFFF, x, y));
-    return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi64(0xFF, x, y) : _mm512_maskz_unpacklo_epi64(0xFF, x, y));
+    if (N == 4)
+        return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi32(0xFFFF, x, y)
+                               : _mm512_maskz_unpacklo_epi32(0xFFFF, x, y));
+    return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi64(0xFF, x, y)
+                           : _mm512_maskz_unpacklo_epi64(0xFF, x, y));
 #else
     ByteVec out;
     for (int i = 0; i < 4 * W; i++) {
@@ -39,12 +42,20 @@ OCTAVO_INLINE Sum sum_quads(const Sum (&v)[4]) {
     return (Sum)zip<8, false>(a, b) + (Sum)zip<8, true>(a, b);
 }
 
-// Of the four quarters of v one, four times.
-template <int QUARTER>
-OCTAVO_INLINE IntVec spread(IntVec v) {
-    IntVec index;
-    for (int i = 0; i < W; i++) index[i] = QUARTER * 4 + i % 4;
-    return shuffle(v, v, index);
+// Quarters I and J of a, then of b.
+template <int I, int J>
+OCTAVO_INLINE IntVec quarters(IntVec a, IntVec b) {
+#if defined(OCTAVO_VNNI)
+    constexpr int WHICH = I | J << 2 | I << 4 | J << 6;
+    return (IntVec)_mm512_maskz_shuffle_i32x4(0xFFFF, (__m512i)a, (__m512i)b, WHICH);
+#else
+    IntVec out;
+    for (int i = 0; i < W; i++) {
+        const int from = (i / 4 % 2 ? J : I) * 4 + i % 4;
+        out[i] = i < W / 2 ? a[from] : b[from];
+    }
+    return out;
+#endif
 }
 
 // Floating point: one number a word, fp32.

@@ -172,7 +172,23 @@ def test_full_cache_refuses_more_and_takes_nothing(model: Transformer) -> None:
     assert pool.n_held == 0
     cache.prepare(48)
     with pytest.raises(OutOfPages):
-        pool.allocate(0, 0)
+        pool.allocate(0, 0, 1)
+
+
+def test_pages_lie_in_order_however_they_were_given_back() -> None:
+    pool = PagePool(CacheLayout.of(small_config((None, 64, 64), n_layers=3), torch.float32), 100)
+    caches = [RaggedCache(pool) for _ in range(3)]
+    for n_new in (20, 7, 90, 40):
+        for cache in caches:
+            cache.prepare(n_new)
+            cache.length += n_new
+        caches[1].free()
+    for cache in (caches[2], caches[0], caches[1]):
+        cache.free()
+    caches[0].prepare(320)
+    full, windowed = (table.ids[:, : table.stop].tolist() for table in caches[0].tables)
+    assert full == [[*range(20)]]
+    assert windowed == [[*range(20, 40)], [*range(40, 60)]]
 
 
 def test_caches_of_one_pass_share_a_pool(model: Transformer) -> None:

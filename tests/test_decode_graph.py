@@ -154,7 +154,7 @@ def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
 def test_the_spare_page_is_never_handed_out(demo: LLM) -> None:
     pool = engine(demo, n_pages=100, max_model_len=64).pool
     rows = pool.layout.rows[0]
-    taken = [page for i in range(100 // rows) for page in pool.allocate(0, i).pages]
+    taken = [page for block in pool.allocate(0, 0, 100 // rows) for page in block.pages]
     assert sorted(taken) == list(range(100)) and pool.spare_page == 100
     assert pool.keys.shape[1] == 101
 

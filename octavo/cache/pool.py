@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class PagePool:
         self.values = _zeros((*shape, layout.head_dim), layout.dtype, device)
         self.key_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
         self.value_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
-        self._free: list[int] = []
+        self._free: list[int] = []  # a heap
         self._n_touched = 0  # pages from here on have never been used
         self._clock = 0
 
@@ -95,22 +96,31 @@ class PagePool:
         """Pages that sequences hold."""
         return self.n_pages - self.n_available
 
-    def allocate(self, kind: int, depth: int) -> Block:
-        """A block of whatever contents.
+    def allocate(self, kind: int, first: int, n: int) -> list[Block]:
+        """Neighbouring blocks of whatever contents.
+
+        A row's pages are the next free ones in the order of memory: a sequence is read from one end
+        to the other, and memory is quickest to give what lies one after another.
+
+        Args:
+            kind: of layer.
+            first: the first block's depth.
+            n: how many blocks.
 
         Raises:
-            OutOfPages: too few are left. Whoever needs several asks `n_available` first.
+            OutOfPages: too few are left. Whoever needs several kinds asks `n_available` first.
         """
         rows = self.layout.rows[kind]
-        while len(self._free) < rows:
+        while len(self._free) < rows * n:
             if self._n_touched < self.n_pages:
-                self._free.append(self._n_touched)
+                heappush(self._free, self._n_touched)
                 self._n_touched += 1
             elif (evicted := self.prefix.evict()) is not None:
-                self._free.extend(evicted.pages)
+                self._give_back(evicted)
             else:
                 raise OutOfPages(f"KV cache: all {self.n_pages} pages are in use")
-        return Block(kind, tuple(self._free.pop() for _ in range(rows)), depth)
+        pages = [heappop(self._free) for _ in range(rows * n)]
+        return [Block(kind, tuple(pages[i::n]), first + i) for i in range(n)]
 
     def retain(self, block: Block) -> None:
         """One more sequence holds this block."""
@@ -133,9 +143,13 @@ class PagePool:
                 continue
             block.last_used, block.passed = self._clock, passed
             if block.digest is None:
-                self._free.extend(block.pages)
+                self._give_back(block)
             else:
                 self.prefix.keep(block)
+
+    def _give_back(self, block: Block) -> None:
+        for page in block.pages:
+            heappush(self._free, page)
 
     def layer(self, slot: int) -> KVPages:
         """The pages of the layers at this slot, one of layers_per_page."""

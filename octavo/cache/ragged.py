@@ -96,8 +96,9 @@ class RaggedCache:
                 table.first += n_passed
         stop = layout.n_blocks(self.length + n_new)
         for kind, table in enumerate(self.tables):
-            while table.stop < stop:
-                table.append(pool.allocate(kind, table.stop))
+            if table.stop < stop:
+                for block in pool.allocate(kind, table.stop, stop - table.stop):
+                    table.append(block)
 
     def take_over(self, hit: Hit) -> None:
         """Begin with the blocks of a hit; the cache must be empty."""
@@ -146,7 +147,7 @@ class RaggedCache:
                 pool.retain(block)
                 other.append(block)
             if has_partial:
-                own = pool.allocate(kind, n_full)
+                [own] = pool.allocate(kind, n_full, 1)
                 pool.copy(table.blocks[n_full - table.first], own)
                 other.append(own)
         return twin

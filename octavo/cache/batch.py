@@ -96,16 +96,14 @@ class PagedBatch(PassPages):
     @cached_property
     def positions(self) -> Tensor:
         """[T] int64 on the CPU: of each new token in its sequence."""
-        starts = torch.tensor(self.kv_lens) - torch.tensor(self.query_lens)
-        lens = torch.tensor(self.query_lens)
-        ends = lens.cumsum(0)
-        return torch.arange(int(ends[-1])) - (ends - lens - starts).repeat_interleave(lens)
+        # By way of a list: for a few tokens PyTorch's own ways, of several steps, take longer.
+        lens = zip(self.query_lens, self.kv_lens, strict=True)
+        return torch.tensor([i for n, stop in lens for i in range(stop - n, stop)])
 
     @cached_property
     def owners(self) -> Tensor:
         """[T] int64 on the CPU: which sequence each new token is of."""
-        lens = torch.tensor(self.query_lens)
-        return torch.arange(len(lens)).repeat_interleave(lens)
+        return torch.tensor([i for i, n in enumerate(self.query_lens) for _ in range(n)])
 
     def commit(self) -> None:
         """The new tokens are stored: move the caches on."""

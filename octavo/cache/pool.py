@@ -82,6 +82,7 @@ class PagePool:
         self.values = _zeros((*shape, layout.head_dim), layout.dtype, device)
         self.key_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
         self.value_scales = _zeros(shape, SCALE_DTYPE, device) if layout.scale_bytes else None
+        self._layers = [self._layer(slot) for slot in range(layout.layers_per_page)]
         self._free: list[int] = []  # a heap
         self._n_touched = 0  # pages from here on have never been used
         self._clock = 0
@@ -153,6 +154,9 @@ class PagePool:
 
     def layer(self, slot: int) -> KVPages:
         """The pages of the layers at this slot, one of layers_per_page."""
+        return self._layers[slot]
+
+    def _layer(self, slot: int) -> KVPages:
         if self.key_scales is None or self.value_scales is None:
             return KVPages(self.keys[slot], self.values[slot])
         return KVPages(

@@ -11,9 +11,9 @@ from octavo.device import to_device
 
 
 class Lens(list[int]):
-    """A list of lengths that a device's kernels can read as well; copied there once.
+    """A list of lengths that kernels can read as well; copied to where they run once.
 
-    A pass has many layers, and each copy from the host would hold the device up.
+    A pass has many layers, and each copy from the host would hold a device up.
 
     Args:
         lengths: [B].
@@ -23,6 +23,7 @@ class Lens(list[int]):
 
     def __init__(self, lengths: Iterable[int], on_device: Tensor | None = None) -> None:
         super().__init__(lengths)
+        self._on_host: Tensor | None = None
         self._on_device = on_device
         self._starts: Tensor | None = None
 
@@ -30,6 +31,12 @@ class Lens(list[int]):
     def of(cls, lengths: Sequence[int]) -> Lens:
         """The same, if they are some already."""
         return lengths if isinstance(lengths, cls) else cls(lengths)
+
+    def on_host(self) -> Tensor:
+        """[B] int64 on the CPU, as the list has them."""
+        if self._on_host is None:
+            self._on_host = torch.tensor(self, dtype=torch.int64)
+        return self._on_host
 
     def on(self, device: torch.device) -> Tensor:
         """[B] int32 there."""

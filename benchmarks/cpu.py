@@ -147,18 +147,23 @@ def merged(a: Result, b: Result) -> Result:
 
 
 def short_octavo(options: argparse.Namespace) -> Result:
-    """`octavo bench` of short prompts, and decoding after them."""
-    return {
-        "prefill": {
-            str(n): bench(options, prompt=n, decode=1) for n in options.prefill if n <= LONG
+    """`octavo bench` of short prompts, and decoding after them and at the end of a long context."""
+    prompts = [n for n in options.prefill if n <= LONG]
+    result: Result = {"prefill": {str(n): bench(options, prompt=n, decode=1) for n in prompts}}
+    for head in ("int8", "bf16"):
+        flags = {"head": head, "prompt": PROMPT, "decode": options.steps}
+        result[f"decode_{head}_head"] = {
+            str(n): bench(options, batch=n, **flags) for n in options.decode
         }
-    } | {
-        f"decode_{head}_head": {
-            str(n): bench(options, head=head, prompt=PROMPT, decode=options.steps, batch=n)
-            for n in options.decode
-        }
-        for head in ("int8", "bf16")
-    }
+    if options.context:
+        result["context"] = end_of_context(options)
+    return result
+
+
+def end_of_context(options: argparse.Namespace, **flags: object) -> Result:
+    """`octavo bench` of the last tokens of a context that is filled in."""
+    length = options.context - 512 - 16
+    return bench(options, head="int8", prompt=512, decode=16, context=length, **flags)
 
 
 def long_octavo(options: argparse.Namespace) -> Result:
@@ -168,12 +173,8 @@ def long_octavo(options: argparse.Namespace) -> Result:
     if prompts and options.kv != "bf16":
         longest = max(prompts, key=int)
         result["prefill_bf16_kv"] = {longest: bench(options, kv="bf16", **prompts[longest])}
-    if options.context:
-        far = {"head": "int8", "prompt": 512, "decode": 16}
-        far["context"] = options.context - 512 - 16
-        result["context"] = bench(options, **far)
-        if options.full:
-            result["full_context"] = bench(options, **far, layers=None)
+    if options.context and options.full:
+        result["full_context"] = end_of_context(options, layers=None)
     if options.full:
         result["full"] = bench(options, head="int8", prompt=512, decode=16, layers=None)
     folder = w8a8_folder(options.work, options.shape, options.layers)

@@ -162,8 +162,9 @@ def short_octavo(options: argparse.Namespace) -> Result:
 
 def end_of_context(options: argparse.Namespace, **flags: object) -> Result:
     """`octavo bench` of the last tokens of a context that is filled in."""
-    length = options.context - 512 - 16
-    return bench(options, head="int8", prompt=512, decode=16, context=length, **flags)
+    prompt, steps = 512, 16
+    length = options.context - prompt - steps
+    return bench(options, head="int8", prompt=prompt, decode=steps, context=length, **flags)
 
 
 def long_octavo(options: argparse.Namespace) -> Result:

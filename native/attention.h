@@ -70,7 +70,7 @@ struct Part {
 
 // What a thread works in; words are described in native/products.h.
 struct Scratch {
-    int32_t* queries;     // [n_rows, words of a head, in whole lines]; of few rows in pairs
+    int32_t* queries;     // [n_rows, words of a head, in whole lines]; of few rows in pairs, up to 4 times
     float* query_scales;  // [n_rows]
     int32_t* begins;      // [n_rows]: what a row's products begin with
     int32_t* keys;        // [words of a head, BLOCK_KEYS]

@@ -7,6 +7,21 @@
 namespace octavo {
 namespace {
 
+// A head's tokens of a page, which lie one after another: the first one's place, in tokens of one head, and
+// how many they are.
+struct Run {
+    int64_t slot, length;
+};
+
+// From the token `begin` on, and before `end`.
+inline Run find_run(
+    const AttentionCall& call, const Piece& piece, int64_t begin, int64_t end, int64_t kv_head
+) {
+    const int64_t P = call.page_size, page = begin / P, offset = begin - page * P;
+    const int64_t* table = call.page_table + piece.sequence * call.table_stride;
+    return {(table[page] * call.n_kv_heads + kv_head) * P + offset, least(P - offset, end - begin)};
+}
+
 // Of one key head. The last tokens may stand there twice, so that there are always whole vectors.
 template <typename T>
 struct Block {
@@ -15,7 +30,7 @@ struct Block {
     const T* keys[BLOCK_KEYS];
     const T* values[BLOCK_KEYS];
     int64_t n_runs;
-    int64_t slots[BLOCK_KEYS], lengths[BLOCK_KEYS];  // of neighbours: in tokens of one head
+    Run runs[BLOCK_KEYS];
 };
 
 template <typename T>
@@ -23,22 +38,18 @@ void find_block(
     const AttentionCall& call, const Piece& piece, int64_t begin, int64_t room, int64_t kv_head,
     Block<T>& block
 ) {
-    const int64_t D = call.head_dim, P = call.page_size;
-    const int64_t* table = call.page_table + piece.sequence * call.table_stride;
+    const int64_t D = call.head_dim;
     block.begin = begin;
     block.n = least(room, piece.key_end - begin);
     block.room = room;
     block.n_runs = 0;
     int64_t k = 0;
     while (k < block.n) {
-        const int64_t page = (begin + k) / P, offset = begin + k - page * P;
-        const int64_t slot = (table[page] * call.n_kv_heads + kv_head) * P + offset;
-        const int64_t length = least(P - offset, block.n - k);
-        block.slots[block.n_runs] = slot;
-        block.lengths[block.n_runs++] = length;
-        for (int64_t i = 0; i < length; i++, k++) {
-            block.keys[k] = (const T*)call.keys + (slot + i) * D;
-            block.values[k] = (const T*)call.values + (slot + i) * D;
+        const Run run = find_run(call, piece, begin + k, begin + block.n, kv_head);
+        block.runs[block.n_runs++] = run;
+        for (int64_t i = 0; i < run.length; i++, k++) {
+            block.keys[k] = (const T*)call.keys + (run.slot + i) * D;
+            block.values[k] = (const T*)call.values + (run.slot + i) * D;
         }
     }
     for (; k < room; k++) {
@@ -47,9 +58,10 @@ void find_block(
     }
 }
 
-// Lines that are fetched while so many are multiplied: of wide vectors the rest comes while scores become
-// weights, which takes them a fifth of the time.
-constexpr int while_multiplying(int n_lines) { return W == 16 ? n_lines * 3 / 4 : n_lines; }
+// Of so many lines, those that are fetched while as many are multiplied, and while their scores become
+// weights: which takes wide vectors a fifth of the time.
+constexpr int64_t while_multiplying(int64_t n) { return W == 16 ? n * 3 / 4 : n; }
+constexpr int64_t while_weighing(int64_t n) { return W == 16 ? n / 4 : 0; }
 
 // Keys or values that are fetched before their turn, line by line: as many at a time as there is work
 // meanwhile, for the cache waits for some twenty lines at once and stops at one more. They are fetched in
@@ -85,30 +97,26 @@ class Ahead {
         while (n_left < n_lines) {
             n_lines -= n_left;
             take(n_left);
-            if (!find_run()) return;
+            if (!next_run()) return;
         }
         take(n_lines);
     }
 
-    // The next run: a head's tokens of a page, or a whole page of all heads.
-    bool find_run() {
+    // The next run, or a whole page of all heads.
+    bool next_run() {
         if (token >= last) return false;
-        const int64_t P = call.page_size;
-        const int64_t* table = call.page_table + piece.sequence * call.table_stride;
-        const int64_t page = token / P, offset = token - page * P;
-        const int64_t slot = (table[page] * call.n_kv_heads + head) * P + offset;
-        const int64_t length = least(P - offset, last - token);
-        const int64_t n = length < P ? 1 : heads_end - head;
-        const int64_t n_bytes = n * length * call.head_dim * int64_t(sizeof(T));
-        at = (const char*)(tensor + slot * call.head_dim);
+        const Run run = find_run(call, piece, token, last, head);
+        const int64_t n = run.length < call.page_size ? 1 : heads_end - head;
+        const int64_t n_bytes = n * run.length * call.head_dim * int64_t(sizeof(T));
+        at = (const char*)(tensor + run.slot * call.head_dim);
         n_left = (n_bytes + 63) / 64;
         if (sizeof(T) == 1)
-            for (int64_t i = 0; i < n * length; i += 64 / int64_t(sizeof(uint16_t)))
-                fetch_line(scales + slot + i);
+            for (int64_t i = 0; i < n * run.length; i += 64 / int64_t(sizeof(uint16_t)))
+                fetch_line(scales + run.slot + i);
         head += n;
         if (head == heads_end) {
             head = heads_begin;
-            token += length;
+            token += run.length;
         }
         return true;
     }
@@ -130,8 +138,8 @@ template <class Dot>
 float find_scales(const AttentionCall& call, const Block<int8_t>& block, const Scratch& scratch) {
     int64_t k = 0;
     for (int64_t run = 0; run < block.n_runs; run++) {
-        const int64_t end = block.slots[run] + block.lengths[run];
-        int64_t i = block.slots[run];
+        int64_t i = block.runs[run].slot;
+        const int64_t end = i + block.runs[run].length;
         for (; i + W <= end; i += W, k += W) {
             store(scratch.key_scales + k, load(call.key_scales + i));
             store(scratch.value_scales + k, load(call.value_scales + i));

@@ -79,10 +79,7 @@ struct Attend {
         for (int64_t row = 0; row < head_rows; row += TILE) {
             if (!is_direct) keys_ahead.fetch(share), values_ahead.fetch(share);
             with_number<TILE>(least(TILE, head_rows - row), [&](auto rows) {
-                Tile tile;
-                if (!find_tile<rows>(head * head_rows + row, tile)) return;
-                weigh_keys<rows>(tile);
-                add_values<rows>(tile);
+                take_block<rows>(head * head_rows + row);
             });
         }
     }
@@ -107,6 +104,7 @@ struct Attend {
                                          ? load((const uint16_t*)call.q + at + d)
                                          : load((const float*)call.q + at + d)
                 );
+            // `keys` is free: of few rows they are not packed.
             int32_t* const query = in_pairs ? scratch.keys : scratch.queries + r * stride;
             scratch.query_scales[r] = scale * Dot::query(scratch.row, D, query, scratch.begins + r);
             if (in_pairs) pair(query, r % head_rows, scratch.queries + r / head_rows * head_words);
@@ -148,9 +146,9 @@ struct Attend {
         repeat<N_COLUMNS>(OCTAVO_EACH(c) { store(all + c * W, sums[c]); });
     }
 
-    // False if none of them sees any key of the block.
     template <int ROWS>
-    bool find_tile(int64_t row, Tile& tile) const {
+    void take_block(int64_t row) const {
+        Tile tile;
         tile.row = row;
         for (int r = 0; r < ROWS; r++) {
             const int64_t position = piece.position + (row + r) % head_rows / group - block.begin;
@@ -158,29 +156,21 @@ struct Attend {
             tile.high[r] = within(position + 1, block.n);
         }
         tile.n = tile.high[ROWS - 1];
-        return tile.low[0] < tile.n;
-    }
-
-    template <int ROWS>
-    void weigh_keys(Tile& tile) const {
+        if (tile.low[0] >= tile.n) return;  // before or after what any of them sees
         if (!is_direct) score<ROWS>(tile);
         else if constexpr (W == 16) score_pairs<ROWS>(tile);
         else score_direct<ROWS>(tile);
         soften<ROWS>(tile);
-    }
-
-    template <int ROWS>
-    void add_values(const Tile& tile) const {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
                 const Direct<Dot, T> values{block.values, d, W == 16 ? values_ahead : keys_ahead};
-                if (is_wide) add_panel<ROWS, COLUMNS>(tile, d, values);
-                else add_panel<ROWS, 2>(tile, d, values);
+                if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
+                else add_values<ROWS, 2>(tile, d, values);
             } else {
                 const Packed values{scratch.values + d * (BLOCK_KEYS / Dot::N)};
-                if (is_wide) add_panel<ROWS, COLUMNS>(tile, d, values);
-                else add_panel<ROWS, 2>(tile, d, values);
+                if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
+                else add_values<ROWS, 2>(tile, d, values);
             }
             d += panel_width(d, D);
         }
@@ -340,9 +330,9 @@ struct Attend {
             total[r] = Vec{};
         });
         for (int64_t k = 0; k < n; k += W) {
-            if (W == 16 && is_direct) {
-                keys_ahead.fetch(block_lines * W / block_keys / 4);
-                values_ahead.fetch(block_lines * W / block_keys / 4);
+            if (is_direct) {
+                keys_ahead.fetch(while_weighing(block_lines * W / block_keys));
+                values_ahead.fetch(while_weighing(block_lines * W / block_keys));
             }
             repeat<ROWS>(OCTAVO_EACH(r) {
                 const Vec score = load(scores + r * BLOCK_KEYS + k);
@@ -357,7 +347,7 @@ struct Attend {
     // Bring rows' sums to their new greatest score, and add the block's: N_COLUMNS vectors from the
     // element d on.
     template <int ROWS, int N_COLUMNS, class Values>
-    __attribute__((noinline)) void add_panel(const Tile& tile, int64_t d, const Values& values) const {
+    __attribute__((noinline)) void add_values(const Tile& tile, int64_t d, const Values& values) const {
         Sum sums[ROWS][N_COLUMNS];
         repeat<ROWS * N_COLUMNS>(OCTAVO_EACH(i) { sums[i / N_COLUMNS][i % N_COLUMNS] = Sum{}; });
         multiply<Dot, ROWS, N_COLUMNS, false>(

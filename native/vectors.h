@@ -149,16 +149,16 @@ OCTAVO_INLINE void keep(IntVec& v) {
 }
 
 // Of each run of 2 H lanes: its first half from a and then from b; its second half likewise.
-template <int H, typename V>
-OCTAVO_INLINE void exchange(V& a, V& b) {
+template <int H>
+OCTAVO_INLINE void exchange(IntVec& a, IntVec& b) {
     IntVec low, high;
     for (int i = 0; i < W; i++) {
         low[i] = i & H ? W + i - H : i;
         high[i] = i & H ? W + i : i + H;
     }
-    const V first = (V)shuffle((IntVec)a, (IntVec)b, low);
-    b = (V)shuffle((IntVec)a, (IntVec)b, high);
+    const IntVec first = shuffle(a, b, low), second = shuffle(a, b, high);
     a = first;
+    b = second;
 }
 
 // Lane i of vector j becomes lane j of vector i.

@@ -1,4 +1,4 @@
-// The library's door to the linears: packs weights, quantises rows, and shares products out.
+// The library's door to the linears: packs weights, and shares products out.
 #include "linear.h"
 
 #include <algorithm>
@@ -108,19 +108,6 @@ void pack(
         kernels.pack(weight, n_outputs, n_inputs, panel, packed + panel * PANEL * n_inputs);
 }
 
-void quantize(const QuantizeCall& call, const LinearKernels& kernels) {
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(int(call.n_threads)) if (call.n_tokens > 1 && call.n_threads > 1)
-#endif
-    {
-        std::vector<float> row(call.n_columns);
-#if defined(_OPENMP)
-#pragma omp for schedule(static)
-#endif
-        for (int64_t token = 0; token < call.n_tokens; token++) kernels.quantize(call, token, row.data());
-    }
-}
-
 }  // namespace
 }  // namespace octavo
 
@@ -148,12 +135,6 @@ int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {
 int octavo_linear_bf16(const octavo::BF16Call* call, int isa) {
     if (!octavo::runs(isa)) return 1;
     octavo::multiply(*call, octavo::kernels_of(isa));
-    return 0;
-}
-
-int octavo_quantize(const octavo::QuantizeCall* call, int isa) {
-    if (!octavo::runs(isa)) return 1;
-    octavo::quantize(*call, octavo::kernels_of(isa));
     return 0;
 }
 

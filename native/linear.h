@@ -1,4 +1,4 @@
-// Linears on the CPU, and what makes their int8 inputs: calls, pieces of work, and who computes them.
+// Linears on the CPU: calls, pieces of work, and who computes them.
 #pragma once
 
 #include <cstdint>
@@ -66,22 +66,6 @@ struct BF16Call {
     int64_t apart() const { return n_inputs + 32; }
 };
 
-// One call of `octavo.kernels.quantize_per_token`, `rms_norm_quantize` or `silu_mul_quantize`.
-struct QuantizeCall {
-    const void* x;       // [T, K] fp32 or bf16; the gate of SiLU·mul
-    const void* second;  // the norm's weight [K], or up [T, K]; of x's dtype
-    int8_t* q;           // [T, K]
-    float* scale;        // [T]
-    int64_t n_tokens;
-    int64_t n_columns;  // a multiple of INPUT_MULTIPLE
-    int64_t operation;
-    int64_t n_threads;
-    int64_t is_bf16;
-    double eps;  // of the norm
-};
-
-enum RowOperation { AS_IT_IS = 0, RMS_NORM = 1, SILU_MUL = 2 };
-
 constexpr int64_t INPUT_MULTIPLE = 16;
 
 // What each instruction set implements.
@@ -96,8 +80,6 @@ struct LinearKernels {
     void (*take_inputs)(const BF16Call& call, float* inputs);
     // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
     void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
-    // One token, in a row of n_columns floats.
-    void (*quantize)(const QuantizeCall& call, int64_t token, float* row);
 };
 
 extern const LinearKernels linears_portable;

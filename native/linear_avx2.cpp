@@ -5,11 +5,8 @@
 #define OCTAVO_HAS_HALVES false
 #include "target_avx2.h"
 #include "bf16_kernel.h"
-#include "quantize_kernel.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_avx2 = {
-    pack_w8, run_w8a8, take_inputs, run_bf16, run_quantize
-};
+const octavo::LinearKernels octavo::linears_avx2 = {pack_w8, run_w8a8, take_inputs, run_bf16};
 #include "target_end.h"
 #endif

@@ -3,9 +3,6 @@
 #define OCTAVO_INTEGERS Pairs
 #define OCTAVO_HAS_HALVES false
 #include "bf16_kernel.h"
-#include "quantize_kernel.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_portable = {
-    pack_w8, run_w8a8, take_inputs, run_bf16, run_quantize
-};
+const octavo::LinearKernels octavo::linears_portable = {pack_w8, run_w8a8, take_inputs, run_bf16};

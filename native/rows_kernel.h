@@ -1,5 +1,5 @@
-// One token's row to int8, written once and built for each instruction set; all of it in fp32.
-#include "linear.h"
+// One token's row, written once and built for each instruction set.
+#include "rows.h"
 #include "vectors.h"
 
 namespace octavo {
@@ -39,21 +39,31 @@ void quantize_row(const float* row, int64_t n, int8_t* q, float* scale) {
 }
 
 template <typename T>
-void run_token(const QuantizeCall& call, int64_t token, float* row) {
-    const int64_t n = call.n_columns;
-    const T* x = (const T*)call.x + token * n;
-    const T* second = (const T*)call.second;
-    if (call.operation == RMS_NORM) rms_norm(x, second, row, n, float(call.eps));
-    else if (call.operation == SILU_MUL) silu_mul(x, second + token * n, row, n);
-    else
-        for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i));
-    quantize_row(row, n, call.q + token * n, call.scale + token);
+void add(const T* x, const T* y, float* row, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i) + load(y + i));
 }
 
-void run_quantize(const QuantizeCall& call, int64_t token, float* row) {
+template <typename T>
+void run_token(const RowsCall& call, int64_t token, float* row) {
+    const int64_t n = call.n_columns, at = token * n;
+    const T *x = (const T*)call.x + at, *second = (const T*)call.second;
+    if (call.operation == RMS_NORM) rms_norm(x, second, row, n, float(call.eps));
+    else if (call.operation == SILU_MUL) silu_mul(x, second + at, row, n);
+    else if (call.operation == ADD) add(x, second + at, row, n);
+    else
+        for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i));
+    if (call.scale) quantize_row(row, n, (int8_t*)call.out + at, call.scale + token);
+    else
+        for (int64_t i = 0; i < n; i += W) store((T*)call.out + at + i, load(row + i));
+}
+
+void run(const RowsCall& call, int64_t token, float* row) {
     if (call.is_bf16) run_token<uint16_t>(call, token, row);
     else run_token<float>(call, token, row);
 }
 
 }  // namespace
+
+const RowsKernel OCTAVO_KERNEL = run;
+
 }  // namespace octavo

@@ -18,6 +18,7 @@ from octavo.cache import CacheLayout, PagePool, RaggedCache
 from octavo.cache.planner import activation_bytes
 from octavo.engine import decode_graph
 from octavo.engine.decode_graph import Bucket, DecodeGraphs, graph_bytes
+from octavo.engine.decode_record import RecordedDecode
 from octavo.engine.engine import Engine
 from tests.test_engine import CHUNK, engine, greedy, prompts, run, tokens_of
 
@@ -160,7 +161,7 @@ def test_the_spare_page_is_never_handed_out(demo: LLM) -> None:
 
 
 def test_a_cpu_engine_has_no_graphs(demo: LLM) -> None:
-    assert engine(demo).decode is None
+    assert isinstance(engine(demo).decode, RecordedDecode)
 
 
 @pytest.mark.parametrize("fault", ["cannot be captured", "computes wrong"])

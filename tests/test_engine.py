@@ -17,6 +17,7 @@ from octavo import LLM, SamplingParams, Transformer
 from octavo.cache import PAGE_SIZE, CacheLayout
 from octavo.cache.planner import working_bytes
 from octavo.checkpoint import DEMO
+from octavo.engine.decode import decode_bytes
 from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ def engine(
     memory = (
         config.weight_bytes(4)
         + working_bytes(config, max_num_seqs, chunk)
+        + decode_bytes(layout, demo.model, max_num_seqs, max_model_len)
         + n_pages * layout.page_bytes
     )
     made = Engine(

@@ -1,4 +1,4 @@
-"""Linears and the making of their int8 inputs: every implementation against its definition."""
+"""Linears: every implementation against its definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from octavo import kernels
 from octavo.kernels import QuantizedTokens, quantized, reference
 from octavo.kernels.cpu import library, linear, onednn, w8a8
 from octavo.kernels.cuda import launch
-from octavo.kernels.cuda import quantize as triton_quantize
 from octavo.kernels.cuda import w8a8 as triton_w8a8
 from octavo.model.linear import LinearW8A8, pack_linears, run_linears
 from octavo.schemes import SCHEMES
@@ -39,13 +38,6 @@ def panels(isa: int, tokens: QuantizedTokens, weight: Tensor, weight_scale: Tens
     return linear.PanelWeight(weight, isa).multiply(tokens, weight_scale)
 
 
-def by_library(
-    isa: int, operation: int, x: Tensor, second: Tensor | None = None, eps: float = 0.0
-) -> QuantizedTokens:
-    require(isa)
-    return linear._quantize(operation, x, second, eps, isa)
-
-
 def tiles(tokens: QuantizedTokens, weight: Tensor, weight_scale: Tensor) -> Tensor:
     """By Triton, wherever its kernels run."""
     tokens = tokens._replace(q=tokens.q.to(launch.DEVICE), scale=tokens.scale.to(launch.DEVICE))
@@ -53,29 +45,11 @@ def tiles(tokens: QuantizedTokens, weight: Tensor, weight_scale: Tensor) -> Tens
     return triton_w8a8._by_tiles(tokens, weight, weight_scale, None).cpu()
 
 
-def by_triton(
-    operation: int, x: Tensor, second: Tensor | None = None, eps: float = 0.0
-) -> QuantizedTokens:
-    x, second = x.to(launch.DEVICE), None if second is None else second.to(launch.DEVICE)
-    if second is None:
-        tokens = triton_quantize._quantize(x)
-    elif operation == linear._RMS_NORM:
-        tokens = triton_quantize._rms_norm_quantize(x, second, eps)
-    else:
-        tokens = triton_quantize._silu_mul_quantize(x, second)
-    return tokens._replace(q=tokens.q.cpu(), scale=tokens.scale.cpu())
-
-
 PRODUCTS: dict[str, Callable[..., Tensor]] = {
     **{name: partial(panels, isa) for isa, name in enumerate(library.ISAS)},
     "triton": tiles,
 }
-QUANTIZE: dict[str, Callable[..., QuantizedTokens]] = {
-    **{name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)},
-    "triton": by_triton,
-}
 each_product = pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS.keys())
-each_quantize = pytest.mark.parametrize("quantize", QUANTIZE.values(), ids=QUANTIZE.keys())
 
 
 def random_linear(shape: tuple[int, int, int], largest: int = 128) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,75 +142,6 @@ def test_onednn_is_used_only_where_it_is_exact() -> None:
     result = onednn.OneDNNWeight(weight).multiply(tokens, weight_scale)
     expected = quantized.linear_w8a8(tokens, weight, weight_scale)
     assert onednn.usable() == torch.allclose(result, expected, rtol=1e-5, atol=1e-3)
-
-
-@each_quantize
-@pytest.mark.parametrize("dtype", linear.FLOATS)
-@pytest.mark.parametrize("shape", [(1, 16), (3, 48), (20, 4096)])
-def test_rows_are_quantised_as_defined(
-    shape: tuple[int, int], dtype: torch.dtype, quantize: Callable[..., QuantizedTokens]
-) -> None:
-    x = (torch.randn(shape) * 10 ** torch.linspace(-6, 4, shape[0])[:, None]).to(dtype)
-    x[-1, ::2] = 0
-    expected = quantized.quantize_per_token(x)
-    result = quantize(linear._AS_IT_IS, x)
-    assert torch.equal(result.q, expected.q) and torch.equal(result.scale, expected.scale)
-    assert result.dtype == expected.dtype
-
-
-@each_quantize
-def test_zeros_and_ties_are_quantised_as_defined(
-    quantize: Callable[..., QuantizedTokens],
-) -> None:
-    x = torch.zeros(3, 32)
-    x[1, :6] = torch.tensor([127.0, 0.5, 1.5, -0.5, -2.5, 63.5])
-    result = quantize(linear._AS_IT_IS, x)
-    assert result.scale.flatten().tolist() == [1, 1, 1]
-    assert result.q[1, :6].tolist() == [127, 0, 2, 0, -2, 64]
-    assert not result.q[0].any()
-
-
-@each_quantize
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "operation", [linear._AS_IT_IS, linear._RMS_NORM, linear._SILU_MUL], ids=["x", "norm", "silu"]
-)
-def test_what_is_no_number_reaches_the_result(
-    operation: int, bad: float, quantize: Callable[..., QuantizedTokens]
-) -> None:
-    """A damaged model must not look like one that answers."""
-    x = torch.randn(2, 64)
-    x[1, 5] = bad
-    second = {
-        linear._AS_IT_IS: None,
-        linear._RMS_NORM: torch.ones(64),
-        linear._SILU_MUL: torch.ones(2, 64),
-    }
-    tokens = quantize(operation, x, second[operation], 1e-5)
-    product = tiles if quantize is by_triton else partial(panels, 0)
-    result = product(tokens, torch.ones(16, 64, dtype=torch.int8), torch.ones(16))
-    assert result[0].isfinite().all() and not result[1].isfinite().any()
-
-
-@each_quantize
-@pytest.mark.parametrize("dtype", linear.FLOATS)
-@pytest.mark.parametrize("n_columns", [32, 4096])
-def test_norms_and_gates_are_quantised_as_defined(
-    n_columns: int, dtype: torch.dtype, quantize: Callable[..., QuantizedTokens]
-) -> None:
-    x = (torch.randn(9, n_columns) * 8).to(dtype)
-    second, weight = torch.randn_like(x), (torch.rand(n_columns) + 0.5).to(dtype)
-    cases = [
-        (quantized.rms_norm_quantize(x, weight, 1e-5), (linear._RMS_NORM, x, weight)),
-        (quantized.silu_mul_quantize(x, second), (linear._SILU_MUL, x, second)),
-    ]
-    for expected, arguments in cases:
-        result = quantize(*arguments, eps=1e-5)
-        assert result.dtype == dtype
-        assert torch.allclose(result.scale, expected.scale, rtol=1e-5)
-        # Sums in another order may move a number across the middle between two of the grid.
-        apart = (result.q.int() - expected.q.int()).abs()
-        assert apart.max() <= 1 and (apart > 0).float().mean() < 1e-3
 
 
 @each_isa

@@ -14,6 +14,8 @@ from octavo.cache import CacheLayout
 from octavo.cache.planner import working_bytes
 from octavo.checkpoint import DEMO, read_config
 from octavo.config import parse_bytes
+from octavo.engine.decode_record import recording_bytes
+from octavo.model import Transformer
 from tests.serving import Server, ask, eventually
 
 MAX_MODEL_LEN, CHUNK, SEQUENCES = 640, 128, 8
@@ -29,6 +31,8 @@ def memory_for(n_sequences: float) -> str:
     layout = CacheLayout.of(config, torch.float32)
     pages = int(n_sequences * layout.pages_needed(MAX_MODEL_LEN, CHUNK))
     fixed = config.weight_bytes(4) + working_bytes(config, SEQUENCES, CHUNK)
+    with torch.device("meta"):
+        fixed += recording_bytes(layout, Transformer(config), SEQUENCES, MAX_MODEL_LEN)
     return str(fixed + pages * layout.page_bytes)
 
 

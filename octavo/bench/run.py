@@ -15,7 +15,7 @@ from octavo.bench.random_model import RandomBlocks
 from octavo.bench.settings import BenchSettings
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.device import to_device
-from octavo.engine.decode_graph import DecodeGraphs
+from octavo.engine.decode import decode_steps
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
 
@@ -56,9 +56,7 @@ class Run:
         self.caches = [RaggedCache(pool, settings.length) for _ in range(settings.batch)]
         n_short = settings.batch if settings.context else 0
         self.short_caches = [RaggedCache(pool, settings.decode) for _ in range(n_short)]
-        self._graphs: DecodeGraphs | None = None
-        if model.device.type == "cuda":
-            self._graphs = DecodeGraphs(model, pool, settings.batch, settings.length)
+        self._decode = decode_steps(model, pool, settings.batch, settings.length)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)
@@ -109,10 +107,10 @@ class Run:
 
     def _step(self, caches: Sequence[RaggedCache]) -> Tensor:
         """The logits of one more token for each sequence, [batch, vocab_size]."""
-        if self._graphs is not None:
+        if self._decode is not None:
             for cache in caches:
                 cache.prepare(1)
-            return self._graphs.run(self.next_ids.tolist(), caches)[1]
+            return self._decode.run(self.next_ids.tolist(), caches)[1]
         hidden = self.model.hidden(self.next_ids, self._ones, caches)
         return self.model.logits(hidden)
 

@@ -90,7 +90,7 @@ def plan_cache(
     max_num_seqs: int,
     chunk: int,
     device: torch.device = CPU,
-    graph_bytes: int = 0,
+    decode_bytes: int = 0,
 ) -> CachePlan:
     """Share out a memory budget.
 
@@ -104,13 +104,13 @@ def plan_cache(
         max_num_seqs: answers in the making at once.
         chunk: tokens of one forward pass.
         device: whose memory it is.
-        graph_bytes: of working memory that captured graphs keep to themselves.
+        decode_bytes: of working memory that replayed steps keep to themselves.
 
     Raises:
         ConfigError: not even the weights fit, or no sequence of max_model_len; with the figures
             that would.
     """
-    working = working_bytes(config, max_num_seqs, chunk, device) + graph_bytes
+    working = working_bytes(config, max_num_seqs, chunk, device) + decode_bytes
     fixed = weight_bytes + working
     wanted = max_model_len or config.max_seq_len
     needed = layout.pages_needed(wanted, min(chunk, wanted))

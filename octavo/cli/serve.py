@@ -113,6 +113,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve a model behind the OpenAI API."""
     try:
+        from octavo.engine.decode_graph import DecodeGraphs
         from octavo.serve.server import listen
         from octavo.serve.server import serve as run
         from octavo.serve.settings import Settings
@@ -157,7 +158,7 @@ def serve(
             prompt_lookup=prompt_lookup,
         )
         print(f"octavo: {llm.engine.plan.describe()}", flush=True)
-        if llm.engine.decode is not None:
+        if isinstance(llm.engine.decode, DecodeGraphs):
             print("octavo: capturing decode steps as CUDA graphs", flush=True)
             llm.engine.warm_up()
         return llm

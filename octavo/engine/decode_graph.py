@@ -87,16 +87,7 @@ class DecodeGraphs:
         self._logits = torch.zeros(max_num_seqs, config.vocab_size, device=device)
 
     def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
-        """One more token for each sequence; their caches are moved on.
-
-        Args:
-            token_ids: [B].
-            caches: [B], with the page that the token goes to.
-
-        Returns:
-            The last layer's normed output [B, dim] and logits [B, vocab_size] fp32, to be read
-            before the next step overwrites them.
-        """
+        """As `DecodeSteps.run`."""
         count = len(caches)
         kv_lens = [cache.length + 1 for cache in caches]
         bucket = Bucket(_fitting(self.sizes, count), _fitting(self.contexts, max(kv_lens)))

@@ -15,7 +15,8 @@ from octavo.device import current
 from octavo.engine import sampler
 from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
-from octavo.engine.decode_graph import DecodeGraphs, graph_bytes
+from octavo.engine.decode import DecodeSteps, decode_bytes, decode_steps
+from octavo.engine.decode_graph import DecodeGraphs
 from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -106,7 +107,7 @@ class Engine:
             memory = default_memory(model.device)
             if model.device.type == "cuda":
                 memory += weight_bytes  # they are there already, and part of the budget
-        captures = cuda_graphs and model.device.type == "cuda"
+        replays = cuda_graphs or model.device.type != "cuda"
         longest = max_model_len or model.config.max_seq_len
         self.plan: CachePlan = plan_cache(
             model.config,
@@ -117,14 +118,14 @@ class Engine:
             max_num_seqs=max_num_seqs,
             chunk=max_num_batched_tokens,
             device=model.device,
-            graph_bytes=graph_bytes(layout, model, max_num_seqs, longest) if captures else 0,
+            decode_bytes=decode_bytes(layout, model, max_num_seqs, longest) if replays else 0,
         )
         self.max_model_len = self.plan.max_model_len
         self.pool = PagePool(layout, self.plan.n_pages, model.device, enable_prefix_caching)
         self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
-        self.decode: DecodeGraphs | None = None
-        if captures:
-            self.decode = DecodeGraphs(model, self.pool, max_num_seqs, self.max_model_len)
+        self.decode: DecodeSteps | None = None
+        if replays:
+            self.decode = decode_steps(model, self.pool, max_num_seqs, self.max_model_len)
         self._requests: dict[int, _Request] = {}
         self._next_id = 0
         self._totals: dict[str, int] = dict.fromkeys(
@@ -197,7 +198,7 @@ class Engine:
         Only while nothing runs. Elsewhere, and without graphs, there is nothing to do.
         """
         assert not self.has_work
-        if self.decode is not None:
+        if isinstance(self.decode, DecodeGraphs):
             with current(self.model.device):
                 self.decode.warm_up()
 

@@ -5,6 +5,7 @@ The model calls these names and never asks which implementation answers.
 
 from octavo.kernels.cpu.w8a8 import PackedWeight
 from octavo.kernels.dispatch import (
+    add,
     attention,
     linear,
     linear_w8a8,
@@ -39,6 +40,7 @@ __all__ = [
     "Lens",
     "PackedWeight",
     "QuantizedTokens",
+    "add",
     "apply_rotary",
     "attention",
     "dequantize_groups",

@@ -40,6 +40,11 @@ def _of(x: Tensor | QuantizedTokens) -> ModuleType:
     return backend((x if isinstance(x, Tensor) else x.q).device.type)
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """As `reference.add`."""
+    return _of(x).add(x, y)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
     return _of(x).rms_norm(x, weight, eps)

@@ -19,11 +19,17 @@ class Lens(list[int]):
         lengths: [B].
         on_device: [B] int32, if the device has them already. A captured graph reads this tensor
             anew at each replay; the list then holds bounds of what it may hold.
+        on_host: [B] int64, which a recording reads anew in the same way.
     """
 
-    def __init__(self, lengths: Iterable[int], on_device: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Iterable[int],
+        on_device: Tensor | None = None,
+        on_host: Tensor | None = None,
+    ) -> None:
         super().__init__(lengths)
-        self._on_host: Tensor | None = None
+        self._on_host = on_host
         self._on_device = on_device
         self._starts: Tensor | None = None
 

@@ -12,7 +12,7 @@ from octavo.kernels.quantized import (
     rms_norm_quantize,
     silu_mul_quantize,
 )
-from octavo.kernels.reference import rms_norm, silu_mul
+from octavo.kernels.reference import add, rms_norm, silu_mul
 from octavo.kernels.widened import linear
 
 
@@ -21,6 +21,7 @@ def pack_w8a8(weight: Tensor) -> None:
 
 
 __all__ = [
+    "add",
     "attention",
     "linear",
     "linear_w8a8",

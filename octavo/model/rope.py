@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,13 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
     Returns:
         cos, sin: [T, head_dim/2] fp32.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device)
-    frequencies = theta ** (-exponents / head_dim)
+    frequencies = _frequencies(head_dim, theta, positions.device)
     angles = positions.to(torch.float64)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
+
+
+@cache
+def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """theta^(-2i / head_dim), [head_dim/2] fp64."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
+    return theta ** (-exponents / head_dim)

@@ -98,8 +98,9 @@ class Layer(nn.Module):
         seqlens: Sequence[int],
         batch: PassPages | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
-        return x + self.feed_forward(self.ffn_norm.for_linears(x))
+        attended = self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
+        x = kernels.add(x, attended)
+        return kernels.add(x, self.feed_forward(self.ffn_norm.for_linears(x)))
 
 
 def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
@@ -247,7 +248,16 @@ class Transformer(nn.Module):
             The last layer's normed output, [T, dim].
         """
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.tok_embeddings(input_ids)
+        return self.run_layers(self.tok_embeddings(input_ids), rotary, seqlens, batch)
+
+    def run_layers(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        seqlens: Sequence[int],
+        batch: PassPages | None,
+    ) -> Tensor:
+        """The same, of embeddings [T, dim] and the angles of their positions."""
         for layer in self.layers:
             x = layer(x, rotary, seqlens, batch)
         return self.norm(x)

@@ -60,7 +60,7 @@ def _append(
     n_tokens, n_heads, head_dim = q.shape
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
-    tensors = [each.contiguous() for each in (q, k, v, torch.empty_like(q), cos, sin)]
+    tensors = [each.contiguous() for each in (q, k, v, native.empty(q.shape, q.dtype), cos, sin)]
     slot_mapping = slot_mapping.contiguous()
     call = _Call(
         *native.pointers(tensors), *native.pointers(pages), slot_mapping.data_ptr(), n_tokens,

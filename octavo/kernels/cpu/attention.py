@@ -106,7 +106,7 @@ def _attend(
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
     q, page_table = q.contiguous(), page_table.contiguous()
-    out = torch.empty_like(q)
+    out = native.empty(q.shape, q.dtype)
     new, kept = Lens.of(query_lens).on_host(), Lens.of(kv_lens).on_host()
     call = _Call(
         q.data_ptr(), out.data_ptr(), *native.pointers(pages), page_table.data_ptr(),

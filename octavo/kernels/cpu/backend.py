@@ -2,16 +2,19 @@
 
 from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
-from octavo.kernels.cpu.linear import (
-    linear,
+from octavo.kernels.cpu.linear import linear
+from octavo.kernels.cpu.rows import (
+    add,
     quantize_per_token,
+    rms_norm,
     rms_norm_quantize,
+    silu_mul,
     silu_mul_quantize,
 )
 from octavo.kernels.cpu.w8a8 import linear_w8a8, linears_w8a8, pack_w8a8
-from octavo.kernels.reference import rms_norm, silu_mul
 
 __all__ = [
+    "add",
     "attention",
     "linear",
     "linear_w8a8",

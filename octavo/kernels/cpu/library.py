@@ -10,9 +10,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import sysconfig
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +56,33 @@ def computes_right(is_right: Callable[[], bool], what: str) -> bool:
     return True
 
 
+class Recorder(Protocol):
+    """Who is told of all calls of a thread, and gives the memory of what they write."""
+
+    def add(self, address: int, call: ctypes.Structure, isa: int) -> None:
+        """A call that has been made: where the function is, and its arguments."""
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory, whatever it holds, that is there whenever the calls are made again."""
+
+
+class _OfThread(threading.local):
+    recorder: Recorder | None = None
+
+
+_of_thread = _OfThread()
+
+
+@contextmanager
+def told_to(recorder: Recorder) -> Iterator[None]:
+    """Within, this thread's calls are told to a recorder."""
+    _of_thread.recorder = recorder
+    try:
+        yield
+    finally:
+        _of_thread.recorder = None
+
+
 def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
     """Call a function of the library, which must be there.
 
@@ -67,14 +97,33 @@ def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
     isa = widest() if isa is None else isa
     if _function(name)(ctypes.byref(call), isa):
         raise ValueError(f"this machine does not run {ISAS[isa]}")
+    if _of_thread.recorder is not None:
+        address = ctypes.cast(_function(name), ctypes.c_void_p).value
+        assert address is not None
+        _of_thread.recorder.add(address, call, isa)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for what a call writes."""
+    if _of_thread.recorder is not None:
+        return _of_thread.recorder.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype)
 
 
 @cache
-def _function(name: str) -> Callable[[object, int], int]:
+def _function(name: str) -> ctypes._NamedFuncPointer:
     """Looked up once: a token's layer calls ten, and a lookup takes as long as a call."""
     library = load()
     assert library is not None
     return library[name]
+
+
+def replay(calls: ctypes.Array[Any]) -> None:
+    """Make recorded calls again, `RecordedCall`s of native/replay.cpp."""
+    library = load()
+    assert library is not None
+    if library.octavo_replay(calls, ctypes.c_int64(len(calls))):
+        raise ValueError("a recorded call did not run")
 
 
 @cache

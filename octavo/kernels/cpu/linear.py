@@ -1,4 +1,4 @@
-"""Linears, and what makes their int8 inputs, by the C++ library (`native/linear*`)."""
+"""Linears by the C++ library (`native/linear*`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
 MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster,
 MOST_TOKENS_BF16 = 32  # and where the CPU multiplies bf16 by itself, PyTorch's own product
-_AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
 
 
 class _W8A8Call(ctypes.Structure):
@@ -44,17 +43,6 @@ class _BF16Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "out")),
         *((name, ctypes.c_int64) for name in ("n_tokens", "n_outputs", "n_inputs", "n_threads")),
-    )
-
-
-class _QuantizeCall(ctypes.Structure):
-    """`QuantizeCall` of native/linear.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "second", "q", "scale")),
-        *((name, ctypes.c_int64) for name in ("n_tokens", "n_columns", "operation", "n_threads")),
-        ("is_bf16", ctypes.c_int64),
-        ("eps", ctypes.c_double),
     )
 
 
@@ -103,7 +91,7 @@ def multiply_all(
     dtype = x.dtype if x.dtype in FLOATS else torch.float32
     q, scale = x.q.contiguous(), x.scale.contiguous()
     scales = [each.contiguous() for each in weight_scales]
-    outs = [torch.empty(n_tokens, weight.shape[0], dtype=dtype) for weight in weights]
+    outs = [native.empty((n_tokens, weight.shape[0]), dtype) for weight in weights]
     calls = [
         _W8A8Call(
             q.data_ptr(), scale.data_ptr(), weight.panels.data_ptr(), weight_scale.data_ptr(),
@@ -120,30 +108,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `octavo.kernels.widened.linear`, same arguments; few tokens by bf16 by the library."""
     n_tokens = x.shape[0]
     most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
-    if n_tokens > most or not _serves(x) or x.dtype != torch.bfloat16 or not usable():
+    serves = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE or not usable():
         return widened.linear(x, weight)
     return _linear_bf16(x, weight)
-
-
-def quantize_per_token(x: Tensor) -> QuantizedTokens:
-    """As `octavo.kernels.quantized.quantize_per_token`, bit by bit."""
-    if not (_serves(x) and usable()):
-        return quantized.quantize_per_token(x)
-    return _quantize(_AS_IT_IS, x)
-
-
-def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
-    """As `octavo.kernels.quantized.rms_norm_quantize`, same arguments."""
-    if not (_serves(x) and weight.dtype == x.dtype and usable()):
-        return quantized.rms_norm_quantize(x, weight, eps)
-    return _quantize(_RMS_NORM, x, weight, eps)
-
-
-def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
-    """As `octavo.kernels.quantized.silu_mul_quantize`, same arguments."""
-    if not (_serves(gate) and up.dtype == gate.dtype and usable()):
-        return quantized.silu_mul_quantize(gate, up)
-    return _quantize(_SILU_MUL, gate, up)
 
 
 @cache
@@ -152,13 +120,9 @@ def usable() -> bool:
     return native.computes_right(_is_right, "a linear")
 
 
-def _serves(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in FLOATS and x.shape[-1] % INPUT_MULTIPLE == 0
-
-
 def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
-    out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.bfloat16)
+    out = native.empty((x.shape[0], weight.shape[0]), torch.bfloat16)
     call = _BF16Call(
         x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.shape[0], *weight.shape,
         torch.get_num_threads(),
@@ -167,27 +131,8 @@ def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
     return out
 
 
-def _quantize(
-    operation: int,
-    x: Tensor,
-    second: Tensor | None = None,
-    eps: float = 0.0,
-    isa: int | None = None,
-) -> QuantizedTokens:
-    x = x.contiguous()
-    second = x if second is None else second.contiguous()
-    q = torch.empty(x.shape, dtype=torch.int8)
-    scale = torch.empty(x.shape[0], 1)
-    call = _QuantizeCall(
-        x.data_ptr(), second.data_ptr(), q.data_ptr(), scale.data_ptr(), *x.shape, operation,
-        torch.get_num_threads(), x.dtype == torch.bfloat16, eps,
-    )  # fmt: skip
-    native.run("octavo_quantize", call, isa)
-    return QuantizedTokens(q, scale, x.dtype)
-
-
 def _is_right() -> bool:
-    """Small products and rows against their definitions, at the ends of the range."""
+    """Small products against their definitions, at the ends of the range."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (33, 64), generator=generator, dtype=torch.int8)
     weight[0] = 127
@@ -195,12 +140,10 @@ def _is_right() -> bool:
     x = torch.randn(7, 64, generator=generator)
     x[0] = 1
     tokens = quantized.quantize_per_token(x)
-    found = _quantize(_AS_IT_IS, x)
     product = PanelWeight(weight).multiply(tokens, weight_scale)
     expected = quantized.linear_w8a8(tokens, weight, weight_scale)
     half, weight = x.bfloat16(), weight.bfloat16()
     close = torch.allclose(
         _linear_bf16(half, weight).float(), reference.linear(half, weight).float(), rtol=0.01
     )
-    same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
-    return same and close and torch.equal(product, expected)
+    return close and torch.equal(product, expected)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import quantized
-from octavo.kernels.cpu import linear, onednn
+from octavo.kernels.cpu import linear, onednn, rows
 from octavo.kernels.cpu.linear import PanelWeight
 from octavo.kernels.cpu.onednn import OneDNNWeight
 from octavo.kernels.quantized import QuantizedTokens
@@ -41,7 +41,7 @@ def linear_w8a8(
 ) -> Tensor:
     """As `octavo.kernels.quantized.linear_w8a8`, same arguments; the weight may be packed."""
     if isinstance(x, Tensor):
-        x = linear.quantize_per_token(x)
+        x = rows.quantize_per_token(x)
     if isinstance(weight, Tensor):
         return quantized.linear_w8a8(x, weight, weight_scale, bias)
     if bias is None:
@@ -57,7 +57,7 @@ def linears_w8a8(
 ) -> list[Tensor]:
     """As `octavo.kernels.quantized.linears_w8a8`; in panels, the threads meet once for all."""
     if isinstance(x, Tensor):
-        x = linear.quantize_per_token(x)
+        x = rows.quantize_per_token(x)
     panels = [weight for weight in weights if isinstance(weight, PanelWeight)]
     if panels and len(panels) == len(weights):
         return linear.multiply_all(x, panels, weight_scales)

@@ -10,9 +10,10 @@ from octavo.kernels.cuda.quantize import (
     silu_mul_quantize,
 )
 from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
-from octavo.kernels.plain import linear, pack_w8a8
+from octavo.kernels.plain import add, linear, pack_w8a8
 
 __all__ = [
+    "add",
     "attention",
     "linear",
     "linear_w8a8",

@@ -1,0 +1,55 @@
+"""Steps that bring one token a sequence: replayed, where the device can, instead of run anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from octavo.cache import CacheLayout, PagePool, RaggedCache
+from octavo.engine.decode_graph import DecodeGraphs, graph_bytes
+from octavo.engine.decode_record import RecordedDecode, recording_bytes
+from octavo.model import Transformer
+
+
+class DecodeSteps(Protocol):
+    """Runs decode steps of a model over a pool."""
+
+    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
+        """One more token for each sequence; their caches are moved on.
+
+        Args:
+            token_ids: [B].
+            caches: [B], with the page that the token goes to.
+
+        Returns:
+            The last layer's normed output [B, dim] and logits [B, vocab_size] fp32, to be read
+            before the next step overwrites them.
+        """
+
+
+def decode_steps(
+    model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int
+) -> DecodeSteps | None:
+    """As CUDA graphs on a GPU, as recordings on a CPU; None where steps run as any pass does.
+
+    Args:
+        model: its weights may not move from here on.
+        pool: of all sequences' pages.
+        max_num_seqs: the most sequences of a step.
+        max_model_len: tokens of the longest sequence.
+    """
+    if model.device.type == "cuda":
+        return DecodeGraphs(model, pool, max_num_seqs, max_model_len)
+    if model.device.type == "cpu":
+        return RecordedDecode(model, pool, max_num_seqs, max_model_len)
+    return None
+
+
+def decode_bytes(
+    layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
+) -> int:
+    """Bytes of the device that they keep: arguments as in `decode_steps`; an estimate."""
+    bytes_of = {"cuda": graph_bytes, "cpu": recording_bytes}.get(model.device.type)
+    return bytes_of(layout, model, max_num_seqs, max_model_len) if bytes_of else 0

@@ -1,0 +1,161 @@
+"""Decode steps on a CPU, recorded once for each size of batch and replayed by one call.
+
+What `decode_graph` is to a GPU: a step that brings one token a sequence is a dozen calls a layer of
+the C++ library, and Python between them takes a tenth of its time. A recording repeats the same
+calls on the same memory, so a step's embeddings, lengths and page tables are put in fixed places.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.cache import CacheLayout, PagePool, PassPages, RaggedCache, fill_table
+from octavo.cache.planner import activation_bytes
+from octavo.kernels.cpu import memory
+from octavo.kernels.cpu.recording import Arena, NotRecorded, Recording
+from octavo.kernels.lens import Lens
+from octavo.model import Transformer
+from octavo.model.rope import rotary_angles
+
+# What Python and the library hold of a call, and how many there are of a layer.
+CALL_BYTES = 1280
+CALLS_A_LAYER = 14
+ROUNDING = 2**16  # bytes: of all tensors, to lines of the cache
+
+logger = logging.getLogger("octavo")
+
+
+class _Step(NamedTuple):
+    """A recorded step, and where its results are."""
+
+    recording: Recording
+    hidden: Tensor  # [B, dim]
+    logits: Tensor  # [B, vocab_size], in the model's dtype
+
+
+class RecordedDecode:
+    """Runs decode steps of a model over a pool.
+
+    The first step of a number of sequences runs as any pass does, the second is recorded, and those
+    after it are replays. The first of all replays is compared with what was recorded. Steps of a
+    model that others than the library compute too run as any pass does.
+
+    Args:
+        model: its weights may not move from here on.
+        pool: of all sequences' pages.
+        max_num_seqs: the most sequences of a step.
+        max_model_len: tokens of the longest sequence.
+    """
+
+    def __init__(
+        self, model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self._is_checked = False
+        self._serves = True
+        self._seen: set[tuple[int, int]] = set()
+        self._steps: dict[tuple[int, int], _Step] = {}
+        config, layout = model.config, pool.layout
+        self._arena = Arena(arena_bytes(model, max_num_seqs))
+        self._x = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype)
+        self._cos, self._sin = torch.zeros(2, max_num_seqs, config.head_dim // 2)
+        self._ones, self._kv_lens = torch.ones(2, max_num_seqs, dtype=torch.int64)
+        n_blocks = layout.n_blocks(max_model_len)
+        self._page_tables = [
+            memory.zeros((rows, max_num_seqs, n_blocks), torch.int64) for rows in layout.rows
+        ]
+        self._slots = [torch.zeros(rows, max_num_seqs, dtype=torch.int64) for rows in layout.rows]
+
+    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
+        """As `DecodeSteps.run`."""
+        count = len(caches)
+        kind = (count, torch.get_num_threads())  # calls hold both
+        if kind not in self._seen or not self._serves:
+            self._seen.add(kind)
+            hidden = self.model.hidden(torch.tensor(token_ids), [1] * count, caches)
+            return hidden, self.model.logits(hidden)
+        self._put(token_ids, caches)
+        if (step := self._steps.get(kind)) is not None:
+            step.recording.replay()
+        elif (step := self._record(count)) is not None:
+            self._steps[kind] = step
+        else:
+            return self.run(token_ids, caches)
+        for cache in caches:
+            cache.length += 1
+        return step.hidden, step.logits.float()
+
+    def _put(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> None:
+        """The inputs of a step to their places."""
+        count, config, page_size = len(caches), self.model.config, self.pool.layout.page_size
+        weight = self.model.tok_embeddings.weight
+        torch.index_select(weight, 0, torch.tensor(token_ids), out=self._x[:count])
+        positions = torch.tensor([cache.length for cache in caches])
+        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._cos[:count], self._sin[:count] = cos, sin
+        self._kv_lens[:count] = positions + 1
+        for kind, (page_table, slots) in enumerate(
+            zip(self._page_tables, self._slots, strict=True)
+        ):
+            fill_table(page_table, caches, kind)
+            pages, to = page_table.numpy(), slots.numpy()
+            for i, cache in enumerate(caches):
+                block, offset = divmod(cache.length, page_size)
+                to[:, i] = pages[:, i, block] * page_size + offset
+
+    def _record(self, count: int) -> _Step | None:
+        """Compute the step whose inputs are in place; None, and none from now on, if it cannot."""
+        tables = [
+            (page_table[:, :count], slots[:, :count])
+            for page_table, slots in zip(self._page_tables, self._slots, strict=True)
+        ]
+        ones = Lens([1] * count, on_host=self._ones[:count])
+        lens = Lens(self._kv_lens[:count].tolist(), on_host=self._kv_lens[:count])
+        pages = PassPages(self.pool, ones, lens, tables)
+        rotary = (self._cos[:count], self._sin[:count])
+        x = self._x[:count]
+        recording = Recording(self._arena)
+        try:
+            with recording.record():
+                hidden = self.model.run_layers(x, rotary, ones, pages)
+                step = _Step(recording, hidden, self.model.output(hidden))
+        except NotRecorded as reason:
+            logger.info("octavo: decode steps run a call at a time: %s", reason)
+            self._serves = False
+            return None
+        if not self._is_checked and not self._is_right(step):
+            logger.warning("octavo: a replayed decode step computes wrong here; they take longer")
+            self._serves = False
+            return None
+        self._is_checked = True
+        return step
+
+    @staticmethod
+    def _is_right(step: _Step) -> bool:
+        """Whether a replay gives what was recorded."""
+        expected = step.hidden.clone(), step.logits.clone()
+        step.recording.overwrite()
+        step.recording.replay()
+        return torch.equal(step.hidden, expected[0]) and torch.equal(step.logits, expected[1])
+
+
+def arena_bytes(model: Transformer, max_num_seqs: int) -> int:
+    """Bytes of what a step computes: arguments as in `RecordedDecode`; an upper estimate."""
+    config = model.config
+    logits = max_num_seqs * config.vocab_size * model.dtype.itemsize
+    return activation_bytes(config, max_num_seqs) + logits + ROUNDING
+
+
+def recording_bytes(
+    layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
+) -> int:
+    """Bytes that recordings of all sizes keep: arguments as in `RecordedDecode`; an estimate."""
+    n_calls = max_num_seqs * (model.config.n_layers + 1) * CALLS_A_LAYER
+    tables = 8 * sum(layout.rows) * max_num_seqs * layout.n_blocks(max_model_len)
+    return arena_bytes(model, max_num_seqs) + n_calls * CALL_BYTES + tables

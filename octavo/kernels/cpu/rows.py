@@ -1,0 +1,136 @@
+"""Operations on the rows of activations, by the C++ library (`native/rows*`)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from octavo.kernels import quantized, reference
+from octavo.kernels.cpu import library as native
+from octavo.kernels.cpu.library import FLOATS
+from octavo.kernels.quantized import QuantizedTokens
+
+COLUMN_MULTIPLE = 16  # as in native/rows.h
+_AS_IT_IS, _RMS_NORM, _SILU_MUL, _ADD = range(4)
+
+
+class _Call(ctypes.Structure):
+    """`RowsCall` of native/rows.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "second", "out", "scale")),
+        *((name, ctypes.c_int64) for name in ("n_tokens", "n_columns", "operation", "n_threads")),
+        ("is_bf16", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+    )
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """As `octavo.kernels.reference.add`, bit by bit."""
+    return _run(_ADD, x, y) if _serves(x, y) else reference.add(x, y)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `octavo.kernels.reference.rms_norm`, rounded once."""
+    return (
+        _run(_RMS_NORM, x, weight, eps)
+        if _serves(x, weight)
+        else reference.rms_norm(x, weight, eps)
+    )
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """As `octavo.kernels.reference.silu_mul`, rounded once."""
+    return _run(_SILU_MUL, gate, up) if _serves(gate, up) else reference.silu_mul(gate, up)
+
+
+def quantize_per_token(x: Tensor) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.quantize_per_token`, bit by bit."""
+    return _quantize(_AS_IT_IS, x) if _serves(x, x) else quantized.quantize_per_token(x)
+
+
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.rms_norm_quantize`, same arguments."""
+    if not _serves(x, weight):
+        return quantized.rms_norm_quantize(x, weight, eps)
+    return _quantize(_RMS_NORM, x, weight, eps)
+
+
+def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
+    """As `octavo.kernels.quantized.silu_mul_quantize`, same arguments."""
+    if not _serves(gate, up):
+        return quantized.silu_mul_quantize(gate, up)
+    return _quantize(_SILU_MUL, gate, up)
+
+
+@cache
+def usable() -> bool:
+    """Whether the library is there and computes right, which is tried once."""
+    return native.computes_right(_is_right, "a row's operation")
+
+
+def _serves(x: Tensor, second: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in FLOATS
+        and x.dtype == second.dtype
+        and x.dim() == 2
+        and x.shape[1] % COLUMN_MULTIPLE == 0
+        and usable()
+    )
+
+
+def _run(
+    operation: int, x: Tensor, second: Tensor, eps: float = 0.0, isa: int | None = None
+) -> Tensor:
+    out = native.empty(x.shape, x.dtype)
+    _call(operation, x, second, out, None, eps, isa)
+    return out
+
+
+def _quantize(
+    operation: int,
+    x: Tensor,
+    second: Tensor | None = None,
+    eps: float = 0.0,
+    isa: int | None = None,
+) -> QuantizedTokens:
+    q = native.empty(x.shape, torch.int8)
+    scale = native.empty((x.shape[0], 1), torch.float32)
+    _call(operation, x, x if second is None else second, q, scale, eps, isa)
+    return QuantizedTokens(q, scale, x.dtype)
+
+
+def _call(
+    operation: int,
+    x: Tensor,
+    second: Tensor,
+    out: Tensor,
+    scale: Tensor | None,
+    eps: float,
+    isa: int | None,
+) -> None:
+    x, second = x.contiguous(), second.contiguous()
+    call = _Call(
+        *native.pointers((x, second, out, scale)), *x.shape, operation, torch.get_num_threads(),
+        x.dtype == torch.bfloat16, eps,
+    )  # fmt: skip
+    native.run("octavo_rows", call, isa)
+
+
+def _is_right() -> bool:
+    """A few rows against their definitions."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(7, 64, generator=generator) for _ in range(2))
+    x[0] = 1
+    tokens, found = quantized.quantize_per_token(x), _quantize(_AS_IT_IS, x)
+    same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
+    return (
+        same
+        and torch.equal(_run(_ADD, x, y), reference.add(x, y))
+        and torch.allclose(_run(_RMS_NORM, x, y[0], 1e-5), reference.rms_norm(x, y[0], 1e-5))
+        and torch.allclose(_run(_SILU_MUL, x, y), reference.silu_mul(x, y), rtol=1e-4)
+    )

@@ -1,0 +1,137 @@
+"""Recorded calls of the C++ library: their memory, what is refused, and what a replay computes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import kernels
+from octavo.kernels.cpu import library, rows
+from octavo.kernels.cpu.recording import LINE, Arena, NotRecorded, Places, Recording
+
+pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
+
+
+@pytest.fixture(autouse=True)
+def _self_checked() -> None:
+    """So that no kernel is tried within a recording."""
+    assert rows.usable() and kernels.add(torch.zeros(1, 16), torch.zeros(1, 16)) is not None
+
+
+def address(tensor: Tensor, arena: Arena) -> int:
+    """Bytes from the arena's first line."""
+    start = arena.memory.ctypes.data
+    return tensor.data_ptr() - (start + -start % LINE)
+
+
+def test_a_place_is_free_once_nobody_has_the_tensor_or_a_view_of_it() -> None:
+    arena = Arena(1024 + LINE)
+    places = Places(arena)
+    first, second = (places.empty((3, 10), torch.float32) for _ in range(2))
+    assert [address(each, arena) for each in (first, second)] == [0, 128]
+    assert first.shape == (3, 10) and first.dtype == torch.float32
+    view = first[1:].flatten()
+    del first
+    gc.collect()
+    assert address(places.empty((1,), torch.int8), arena) == 256  # and is free again
+    del view
+    gc.collect()
+    third = places.empty((64,), torch.bfloat16)
+    assert address(third, arena) == 0
+    del third, second
+    gc.collect()
+    assert address(places.empty((1024,), torch.int8), arena) == 0  # neighbours are one place
+
+
+def test_tensors_do_not_share_memory_and_begin_at_lines_of_the_cache() -> None:
+    arena = Arena(10_000)
+    places = Places(arena)
+    tensors = [places.empty((n,), torch.int8) for n in (1, 63, 64, 65, 100)]
+    for i, tensor in enumerate(tensors):
+        assert tensor.data_ptr() % LINE == 0
+        tensor.fill_(i)
+    assert [tensor.unique().tolist() for tensor in tensors] == [[i] for i in range(5)]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    places = Places(Arena(1000))
+    with pytest.raises(NotRecorded, match=r"2000 more bytes"):
+        places.empty((1000,), torch.bfloat16)
+    kept = places.empty((600,), torch.int8)
+    with pytest.raises(NotRecorded):
+        places.empty((600,), torch.int8)
+    assert kept.shape == (600,)
+
+
+def test_a_replay_reads_its_inputs_anew() -> None:
+    x, y, weight = torch.randn(3, 64), torch.randn(3, 64), torch.rand(64)
+    recording = Recording(Arena(2**16))
+    with recording.record():
+        total = kernels.add(x, y)
+        result = kernels.rms_norm(total.flatten().view(3, 64), weight, 1e-5)
+    assert torch.equal(result, kernels.rms_norm(x + y, weight, 1e-5))
+    for tensor in (x, y, weight):
+        tensor.copy_(torch.rand_like(tensor))
+    recording.overwrite()
+    assert result.isnan().all()
+    recording.replay()
+    assert torch.equal(result, kernels.rms_norm(x + y, weight, 1e-5))
+
+
+@pytest.mark.parametrize(
+    ("what", "compute"),
+    [
+        ("a sum", lambda x: x + x),
+        ("in place", lambda x: x.mul_(2)),
+        ("an output", lambda x: torch.add(x, x, out=x)),
+        ("memory", lambda x: torch.empty(3)),
+        ("another dtype", lambda x: x.bfloat16()),
+        ("a copy", lambda x: x.t().contiguous()),
+        ("a copy that looks like a view", lambda x: x.t().flatten()),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_pytorch_computes_is_refused(what: str, compute: object) -> None:
+    assert callable(compute)
+    x = torch.randn(4, 64)
+    with pytest.raises(NotRecorded, match="is PyTorch's"), Recording(Arena(2**16)).record():
+        compute(x)
+    assert torch.equal(kernels.add(x, x), x + x)  # nothing is recorded any more
+
+
+def test_views_are_not_refused() -> None:
+    x = torch.randn(4, 64)
+    with torch.inference_mode(), Recording(Arena(2**16)).record():
+        views = (x.view(2, 128), x.flatten(), x[1:, 3], x.t(), x.contiguous(), x.split(2)[0])
+    assert all(view.untyped_storage().data_ptr() == x.data_ptr() for view in views)
+
+
+def test_another_threads_calls_are_not_recorded() -> None:
+    x, y = torch.randn(2, 64), torch.randn(2, 64)
+    recording = Recording(Arena(2**16))
+    others: list[Tensor] = []
+    with recording.record():
+        thread = threading.Thread(target=lambda: others.append(kernels.add(x, x)))
+        thread.start()
+        thread.join()
+        total = kernels.add(x, y)
+    [other] = others
+    other.zero_()
+    recording.overwrite()
+    recording.replay()
+    assert torch.equal(total, x + y) and not other.any()
+
+
+def test_a_call_that_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 64)
+    recording = Recording(Arena(2**16))
+    with recording.record():
+        kernels.add(x, x)
+    assert recording._calls is not None
+    recording._calls[0].isa = 99
+    with pytest.raises(ValueError, match="did not run"):
+        recording.replay()

@@ -182,3 +182,75 @@ def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:
 def test_parameters_out_of_range_are_refused_by_name(params: Any, problem: str) -> None:
     with pytest.raises(RequestError, match=problem):
         SamplingParams(**params)
+
+
+# Sizes on and off the edges of blocks, and beyond the first candidates.
+each_size = pytest.mark.parametrize("n_tokens", [1, 5, 255, 256, 257, 1000, 6000])
+
+
+@each_size
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999, 1.0])
+def test_top_p_by_sorting_every_token(n_tokens: int, spread: float, top_p: float) -> None:
+    logits = torch.randn(3, n_tokens) * spread
+    kept = sampler.keep_top_p(logits, torch.tensor([[top_p], [1.0], [top_p]]))
+    assert torch.equal(kept[1], logits[1])
+    for row, original in zip(kept[::2], logits[::2], strict=True):
+        chosen = row.isfinite()
+        assert torch.equal(row[chosen], original[chosen])
+        probabilities = original.double().softmax(-1)
+        ordered = probabilities.sort(descending=True).values
+        n_kept = int(chosen.sum())
+        assert torch.equal(probabilities[chosen].sort(descending=True).values, ordered[:n_kept])
+        if top_p == 1:
+            assert n_kept == n_tokens
+            continue
+        # As few as reach it, but for what sums in fp32 are wrong by.
+        assert ordered[:n_kept].sum() >= top_p - 1e-4
+        assert n_kept == 1 or ordered[: n_kept - 1].sum() < top_p + 1e-4
+
+
+def test_top_p_keeps_whole_sets_of_equals_no_more_than_it_needs() -> None:
+    kept = sampler.keep_top_p(torch.zeros(1, 5000), column(0.5))
+    assert abs(int(kept.isfinite().sum()) - 2500) <= 1
+
+
+@each_size
+def test_the_likeliest_is_the_first_of_the_largest(n_tokens: int) -> None:
+    logits = torch.randint(0, 50, (20, n_tokens)).float()
+    logits[3] = -math.inf
+    logits[4, n_tokens // 2] = math.nan
+    values, tokens = sampler.likeliest(logits)
+    for row, value, token in zip(logits, values, tokens.tolist(), strict=True):
+        if row.isnan().any():
+            assert value.isnan() and row[token].isnan()
+        else:
+            assert value == row.max() and token == int((row == value).nonzero()[0])
+
+
+@each_size
+def test_draws_invert_the_cumulative_sum(n_tokens: int) -> None:
+    probabilities = (torch.randn(50, n_tokens) * 3).softmax(-1)
+    probabilities[:, 1:][torch.rand(50, n_tokens - 1) < 0.5] = 0
+    drawn = torch.rand(50, 1, dtype=torch.float64)
+    drawn[0], drawn[1] = 0, 1 - 2**-52
+    sums = probabilities.double().cumsum(-1)
+    for row, token, before, end in zip(
+        probabilities, sampler.invert(probabilities, drawn).tolist(),
+        drawn * sums[:, -1:] - 1e-12, drawn * sums[:, -1:] + 1e-12, strict=True,
+    ):  # fmt: skip
+        assert row[token] > 0
+        up_to = row[: token + 1].double().sum()
+        assert up_to >= before and up_to - row[token] <= end
+
+
+def test_a_row_of_nan_has_no_token_and_spoils_no_other() -> None:
+    logits = torch.randn(3, 700)
+    logits[1] = math.nan
+    for top_p in (0.5, 1.0):
+        params = [SamplingParams(top_p=top_p)] * 3
+        tokens = sampler.sample(logits, params, [0.2, 0.5, 0.7])
+        alone = [
+            sampler.sample(logits[i][None], params[:1], [x])[0] for i, x in ((0, 0.2), (2, 0.7))
+        ]
+        assert tokens == [alone[0], -1, alone[1]]

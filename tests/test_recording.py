@@ -1,8 +1,7 @@
-"""Recorded calls of the C++ library: their memory, what is refused, and what a replay computes."""
+"""Recorded calls of the C++ library: what is refused, and what a replay computes."""
 
 from __future__ import annotations
 
-import gc
 import threading
 
 import pytest
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from octavo import kernels
 from octavo.kernels.cpu import library, rows
-from octavo.kernels.cpu.recording import LINE, Arena, NotRecorded, Places, Recording
+from octavo.kernels.cpu.arena import Arena
+from octavo.kernels.cpu.recording import NotRecorded, Recording
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
 
@@ -20,51 +20,6 @@ pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
 def _self_checked() -> None:
     """So that no kernel is tried within a recording."""
     assert rows.usable() and kernels.add(torch.zeros(1, 16), torch.zeros(1, 16)) is not None
-
-
-def address(tensor: Tensor, arena: Arena) -> int:
-    """Bytes from the arena's first line."""
-    start = arena.memory.ctypes.data
-    return tensor.data_ptr() - (start + -start % LINE)
-
-
-def test_a_place_is_free_once_nobody_has_the_tensor_or_a_view_of_it() -> None:
-    arena = Arena(1024 + LINE)
-    places = Places(arena)
-    first, second = (places.empty((3, 10), torch.float32) for _ in range(2))
-    assert [address(each, arena) for each in (first, second)] == [0, 128]
-    assert first.shape == (3, 10) and first.dtype == torch.float32
-    view = first[1:].flatten()
-    del first
-    gc.collect()
-    assert address(places.empty((1,), torch.int8), arena) == 256  # and is free again
-    del view
-    gc.collect()
-    third = places.empty((64,), torch.bfloat16)
-    assert address(third, arena) == 0
-    del third, second
-    gc.collect()
-    assert address(places.empty((1024,), torch.int8), arena) == 0  # neighbours are one place
-
-
-def test_tensors_do_not_share_memory_and_begin_at_lines_of_the_cache() -> None:
-    arena = Arena(10_000)
-    places = Places(arena)
-    tensors = [places.empty((n,), torch.int8) for n in (1, 63, 64, 65, 100)]
-    for i, tensor in enumerate(tensors):
-        assert tensor.data_ptr() % LINE == 0
-        tensor.fill_(i)
-    assert [tensor.unique().tolist() for tensor in tensors] == [[i] for i in range(5)]
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    places = Places(Arena(1000))
-    with pytest.raises(NotRecorded, match=r"2000 more bytes"):
-        places.empty((1000,), torch.bfloat16)
-    kept = places.empty((600,), torch.int8)
-    with pytest.raises(NotRecorded):
-        places.empty((600,), torch.int8)
-    assert kept.shape == (600,)
 
 
 def test_a_replay_reads_its_inputs_anew() -> None:

@@ -16,6 +16,7 @@ from octavo.bench.settings import BenchSettings
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.device import to_device
 from octavo.engine.decode import decode_steps
+from octavo.engine.sampler import likeliest
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
 
@@ -95,12 +96,12 @@ class Run:
         for _ in range(self.settings.decode):
             started = self._now()
             logits = self._step(self.caches)
-            self.next_ids = logits.argmax(-1).cpu()
+            self.next_ids = likeliest(logits)[1].cpu()
             steps.seconds.append(self._now() - started)
             _require_finite(logits)
             if self.short_caches:
                 started = self._now()
-                self._step(self.short_caches).argmax(-1).cpu()
+                likeliest(self._step(self.short_caches))[1].cpu()
                 steps.short.append(self._now() - started)
             between()
         return steps
@@ -137,7 +138,7 @@ class Run:
             done = [i for i, is_complete in zip(indices, complete, strict=True) if is_complete]
             rows = to_device(ends[torch.tensor(complete)], self.model.device)
             logits = self.model.logits(hidden[rows])
-            self.next_ids[done] = logits.argmax(-1).cpu()
+            self.next_ids[done] = likeliest(logits)[1].cpu()
             _require_finite(logits)
         if self.first_token_s is None and complete[0]:
             self.first_token_s = seconds_since_start()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from octavo.cache import CacheLayout, PagePool, PassPages, RaggedCache, fill_table
-from octavo.cache.planner import activation_bytes
+from octavo.cache.planner import FP32, activation_bytes
 from octavo.kernels.cpu import memory
-from octavo.kernels.cpu.recording import Arena, NotRecorded, Recording
+from octavo.kernels.cpu.arena import Arena, ArenaFull
+from octavo.kernels.cpu.recording import NotRecorded, Recording
 from octavo.kernels.lens import Lens
 from octavo.model import Transformer
 from octavo.model.rope import rotary_angles
@@ -64,6 +65,7 @@ class RecordedDecode:
         config, layout = model.config, pool.layout
         self._arena = Arena(arena_bytes(model, max_num_seqs))
         self._x = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype)
+        self._logits = memory.zeros((max_num_seqs, config.vocab_size), torch.float32)
         self._cos, self._sin = torch.zeros(2, max_num_seqs, config.head_dim // 2)
         self._ones, self._kv_lens = torch.ones(2, max_num_seqs, dtype=torch.int64)
         n_blocks = layout.n_blocks(max_model_len)
@@ -89,7 +91,7 @@ class RecordedDecode:
             return self.run(token_ids, caches)
         for cache in caches:
             cache.length += 1
-        return step.hidden, step.logits.float()
+        return step.hidden, self._logits[:count].copy_(step.logits)
 
     def _put(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> None:
         """The inputs of a step to their places."""
@@ -120,12 +122,12 @@ class RecordedDecode:
         pages = PassPages(self.pool, ones, lens, tables)
         rotary = (self._cos[:count], self._sin[:count])
         x = self._x[:count]
-        recording = Recording(self._arena)
+        recording = Recording(self._arena.twin())
         try:
             with recording.record():
                 hidden = self.model.run_layers(x, rotary, ones, pages)
                 step = _Step(recording, hidden, self.model.output(hidden))
-        except NotRecorded as reason:
+        except (ArenaFull, NotRecorded) as reason:
             logger.info("octavo: decode steps run a call at a time: %s", reason)
             self._serves = False
             return None
@@ -158,4 +160,5 @@ def recording_bytes(
     """Bytes that recordings of all sizes keep: arguments as in `RecordedDecode`; an estimate."""
     n_calls = max_num_seqs * (model.config.n_layers + 1) * CALLS_A_LAYER
     tables = 8 * sum(layout.rows) * max_num_seqs * layout.n_blocks(max_model_len)
-    return arena_bytes(model, max_num_seqs) + n_calls * CALL_BYTES + tables
+    logits = FP32 * max_num_seqs * model.config.vocab_size
+    return arena_bytes(model, max_num_seqs) + n_calls * CALL_BYTES + tables + logits

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.cpu.w8a8 import PackedWeight
@@ -38,6 +40,12 @@ def backend(device_type: str) -> ModuleType:
 
 def _of(x: Tensor | QuantizedTokens) -> ModuleType:
     return backend((x if isinstance(x, Tensor) else x.q).device.type)
+
+
+def reuse_memory(device: torch.device) -> AbstractContextManager[None]:
+    """Within, large results on a device are made in memory that is kept for the next time."""
+    context: AbstractContextManager[None] = backend(device.type).reuse_memory()
+    return context
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:

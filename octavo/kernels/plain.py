@@ -1,5 +1,7 @@
 """The backend of any device: PyTorch's own operators, in bounded memory."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor
 
 from octavo.kernels.append import rotary_append
@@ -20,6 +22,11 @@ def pack_w8a8(weight: Tensor) -> None:
     """Nothing: the definition takes weights as they lie in a checkpoint."""
 
 
+def reuse_memory() -> AbstractContextManager[None]:
+    """Nothing: PyTorch keeps a device's memory by itself."""
+    return nullcontext()
+
+
 __all__ = [
     "add",
     "attention",
@@ -29,6 +36,7 @@ __all__ = [
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",
+    "reuse_memory",
     "rms_norm",
     "rms_norm_quantize",
     "rotary_append",

@@ -226,7 +226,9 @@ class Transformer(nn.Module):
             positions = torch.cat([torch.arange(n, device=self.device) for n in seqlens])
             return self.run(input_ids, positions, seqlens, None)
         batch = PagedBatch(cache, seqlens)
-        hidden = self.run(input_ids, to_device(batch.positions, self.device), seqlens, batch)
+        positions = to_device(batch.positions, self.device)
+        with kernels.reuse_memory(self.device):
+            hidden = self.run(input_ids, positions, seqlens, batch)
         batch.commit()
         return hidden
 

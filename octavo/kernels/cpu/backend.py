@@ -2,6 +2,7 @@
 
 from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
+from octavo.kernels.cpu.library import reuse_memory
 from octavo.kernels.cpu.linear import linear
 from octavo.kernels.cpu.rows import (
     add,
@@ -22,6 +23,7 @@ __all__ = [
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",
+    "reuse_memory",
     "rms_norm",
     "rms_norm_quantize",
     "rotary_append",

@@ -12,18 +12,25 @@ import logging
 import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from octavo.kernels.cpu.arena import Arena, ArenaFull
 
 logger = logging.getLogger("octavo")
 
 ISAS = ("portable", "avx2", "avx512", "emulated")  # by their numbers in native/isa.h
 FLOATS = (torch.float32, torch.bfloat16)  # that the library computes with
+# Who is told of calls: where the function is, its arguments, and the instructions.
+Recorder = Callable[[int, ctypes.Structure, int], None]
+LARGE_BYTES = 128 << 10  # from which on the system gives and takes memory back page by page
+KEPT_BYTES = 1 << 30  # of addresses; of memory it is what a pass needs at its fullest moment
 LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 
 
@@ -56,31 +63,34 @@ def computes_right(is_right: Callable[[], bool], what: str) -> bool:
     return True
 
 
-class Recorder(Protocol):
-    """Who is told of all calls of a thread, and gives the memory of what they write."""
-
-    def add(self, address: int, call: ctypes.Structure, isa: int) -> None:
-        """A call that has been made: where the function is, and its arguments."""
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Memory, whatever it holds, that is there whenever the calls are made again."""
-
-
 class _OfThread(threading.local):
+    arena: Arena | None = None
     recorder: Recorder | None = None
+    kept: Arena | None = None
 
 
 _of_thread = _OfThread()
 
 
 @contextmanager
-def told_to(recorder: Recorder) -> Iterator[None]:
-    """Within, this thread's calls are told to a recorder."""
-    _of_thread.recorder = recorder
+def within(arena: Arena, recorder: Recorder | None = None) -> Iterator[None]:
+    """Within, this thread's results are made in an arena, and its calls are told to a recorder.
+
+    With a recorder all results, or `ArenaFull` is raised; else large ones for which there is room.
+    """
+    before = _of_thread.arena, _of_thread.recorder
+    _of_thread.arena, _of_thread.recorder = arena, recorder
     try:
         yield
     finally:
-        _of_thread.recorder = None
+        _of_thread.arena, _of_thread.recorder = before
+
+
+def reuse_memory() -> AbstractContextManager[None]:
+    """Within, this thread's large results are made in memory that it keeps for the next time."""
+    if _of_thread.kept is None:
+        _of_thread.kept = Arena(KEPT_BYTES)
+    return within(_of_thread.kept)
 
 
 def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
@@ -100,13 +110,18 @@ def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
     if _of_thread.recorder is not None:
         address = ctypes.cast(_function(name), ctypes.c_void_p).value
         assert address is not None
-        _of_thread.recorder.add(address, call, isa)
+        _of_thread.recorder(address, call, isa)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory for what a call writes."""
-    if _of_thread.recorder is not None:
-        return _of_thread.recorder.empty(shape, dtype)
+    """Memory for what a call writes, whatever it holds."""
+    arena, must = _of_thread.arena, _of_thread.recorder is not None
+    if arena is not None and (must or prod(shape) * dtype.itemsize >= LARGE_BYTES):
+        try:
+            return arena.empty(shape, dtype)
+        except ArenaFull:
+            if must:
+                raise
     return torch.empty(shape, dtype=dtype)
 
 

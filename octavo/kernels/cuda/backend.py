@@ -10,7 +10,7 @@ from octavo.kernels.cuda.quantize import (
     silu_mul_quantize,
 )
 from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
-from octavo.kernels.plain import add, linear, pack_w8a8
+from octavo.kernels.plain import add, linear, pack_w8a8, reuse_memory
 
 __all__ = [
     "add",
@@ -21,6 +21,7 @@ __all__ = [
     "pack_w8a8",
     "paged_attention",
     "quantize_per_token",
+    "reuse_memory",
     "rms_norm",
     "rms_norm_quantize",
     "rotary_append",

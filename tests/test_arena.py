@@ -1,0 +1,136 @@
+"""Memory that is kept from pass to pass: whose it is, and when it is free again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import kernels
+from octavo.kernels.cpu import library
+from octavo.kernels.cpu.arena import LINE, Arena, ArenaFull
+
+CPU = torch.device("cpu")
+LARGE = (library.LARGE_BYTES // 64, 16)  # in fp32
+
+
+def address(tensor: Tensor, arena: Arena) -> int:
+    """Bytes from the arena's first line."""
+    start: int = arena.memory.ctypes.data
+    return tensor.data_ptr() - (start + -start % LINE)
+
+
+def test_a_place_is_free_once_nobody_has_the_tensor_or_a_view_of_it() -> None:
+    arena = Arena(1024)
+    first, second = (arena.empty((3, 10), torch.float32) for _ in range(2))
+    assert [address(each, arena) for each in (first, second)] == [0, 128]
+    assert first.shape == (3, 10) and first.dtype == torch.float32
+    view = first[1:].flatten()
+    del first
+    gc.collect()
+    assert address(arena.empty((1,), torch.int8), arena) == 256  # and is free again
+    del view
+    gc.collect()
+    third = arena.empty((64,), torch.bfloat16)
+    assert address(third, arena) == 0
+    del third, second
+    gc.collect()
+    assert address(arena.empty((1024,), torch.int8), arena) == 0  # neighbours are one place
+
+
+def test_tensors_do_not_share_memory_and_begin_at_lines_of_the_cache() -> None:
+    arena = Arena(10_000)
+    tensors = [arena.empty((n,), torch.int8) for n in (1, 63, 64, 65, 100)]
+    for i, tensor in enumerate(tensors):
+        assert tensor.data_ptr() % LINE == 0
+        tensor.fill_(i)
+    assert [tensor.unique().tolist() for tensor in tensors] == [[i] for i in range(5)]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    arena = Arena(1000)
+    with pytest.raises(ArenaFull, match=r"2000 more bytes"):
+        arena.empty((1000,), torch.bfloat16)
+    kept = arena.empty((600,), torch.int8)
+    with pytest.raises(ArenaFull):
+        arena.empty((600,), torch.int8)
+    assert kept.shape == (600,)
+
+
+def test_a_twin_gives_the_same_memory() -> None:
+    arena = Arena(1000)
+    first, second = arena.empty((10,), torch.int8), arena.twin().empty((10,), torch.int8)
+    assert first.data_ptr() == second.data_ptr()
+
+
+def test_memory_may_be_let_go_of_by_another_thread() -> None:
+    arena = Arena(64 * 1000)
+    errors: list[ArenaFull] = []
+
+    def let_go(tensors: list[Tensor]) -> None:
+        while tensors:
+            tensors.pop()
+
+    for _ in range(20):
+        tensors = [arena.empty((64,), torch.int8) for _ in range(500)]
+        threading.Thread(target=let_go, args=(tensors,)).start()
+        while tensors:
+            try:
+                arena.empty((64 * 100,), torch.int8)
+            except ArenaFull as error:
+                errors.append(error)
+    gc.collect()
+    assert not errors
+    assert arena.empty((64 * 1000,), torch.int8).shape == (64_000,)  # nothing is lost
+
+
+@pytest.mark.skipif(library.load() is None, reason="no C++ library")
+def test_large_results_of_one_pass_are_where_the_last_ones_were() -> None:
+    x = torch.randn(LARGE)
+
+    def compute() -> Tensor:
+        with kernels.reuse_memory(CPU):
+            return kernels.add(kernels.add(x, x), x)
+
+    place = compute().data_ptr()
+    kept = compute()
+    assert kept.data_ptr() == place
+    another = compute()  # not where somebody has a result
+    assert another.data_ptr() != place and torch.equal(kept, another)
+    arena = library._of_thread.kept
+    assert arena is not None
+    start: int = arena.memory.ctypes.data
+    assert start <= place < start + len(arena.memory)
+    assert not start <= kernels.add(x, x).data_ptr() < start + len(arena.memory)
+    with kernels.reuse_memory(CPU):
+        small = kernels.add(x[:3], x[:3])
+    assert not start <= small.data_ptr() < start + len(arena.memory)
+
+
+@pytest.mark.skipif(library.load() is None, reason="no C++ library")
+def test_what_does_not_fit_is_made_elsewhere() -> None:
+    x = torch.randn(LARGE)
+    arena = Arena(x.nbytes)
+    with library.within(arena):
+        first, second = kernels.add(x, x), kernels.add(x, x)
+    assert torch.equal(first, second)
+    start = arena.memory.ctypes.data
+    assert start <= first.data_ptr() < start + len(arena.memory)
+    assert not start <= second.data_ptr() < start + len(arena.memory)
+
+
+def test_each_thread_keeps_its_own() -> None:
+    found: list[object] = []
+
+    def compute() -> None:
+        with kernels.reuse_memory(CPU):
+            found.append(library._of_thread.kept)
+
+    compute()
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert found[0] is not found[1] and library._of_thread.arena is None

@@ -21,6 +21,7 @@ from octavo import LLM, SamplingParams
 from octavo.cli import options
 from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
 from octavo.engine.decode_graph import DecodeGraphs
+from octavo.kernels.cpu import library
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -275,6 +276,27 @@ def test_what_needs_no_model_does_not_wait_for_pytorch(words: str) -> None:
 def test_a_bench_does_not_load_a_tokenizer() -> None:
     code = "import sys, octavo.cli.bench; assert 'mistral_common' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_bench_does_not_load_what_pytorch_compiles_with() -> None:
+    """Which takes 150 MB and 2 seconds, and comes with a dispatch mode or the meta device."""
+    code = """if True:
+        import sys
+        from octavo.bench.measure import run_bench
+        from octavo.bench.settings import BenchSettings
+        from octavo.kernels.cpu.recording import Recording
+
+        replays = []
+        replay = Recording.replay
+        Recording.replay = lambda self: (replays.append(self), replay(self))
+        run_bench(BenchSettings("demo", prompt=4, decode=5, kv="int8"))
+        print(len(replays), 'sympy' in sys.modules)
+    """
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+    n_replays, is_loaded = out.split()
+    assert is_loaded == "False"
+    assert int(n_replays) == (4 if library.load() else 0)  # of three steps, and a check
 
 
 def test_options_of_the_cards_command_line_are_accepted(text_model: Path, capsys: Capsys) -> None:

@@ -11,10 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from octavo.kernels.cpu import library as native
 from octavo.kernels.cpu.arena import Arena
+
+# What looks at tensors, by its name in PyTorch; `__get__` are attributes, such as their shape.
+_VIEWS = frozenset(
+    ("__get__", "__getitem__", "__len__", "contiguous", "data_ptr", "dim", "flatten",
+     "is_contiguous", "numel", "split", "t", "view")
+)  # fmt: skip
 
 
 class NotRecorded(RuntimeError):
@@ -69,13 +76,23 @@ class Recording:
         native.replay(self._calls)
 
 
-class _OnlyViews(TorchDispatchMode):
-    """Lets PyTorch look at tensors in other ways, and refuses whatever would be computed once."""
+class _OnlyViews(TorchFunctionMode):
+    """Lets PyTorch look at tensors in other ways, and refuses whatever would be computed once.
 
-    def __torch_dispatch__(
+    (PyTorch's dispatch modes tell views by their schemas, but import 893 modules for the first.)
+    """
+
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        returned = [each.alias_info for each in func._schema.returns]
-        if not all(alias is not None and not alias.is_write for alias in returned):
-            raise NotRecorded(f"{func} is PyTorch's")
-        return func(*args, **(kwargs or {}))
+        name = func.__name__
+        if name not in _VIEWS:
+            raise NotRecorded(f"{name} is PyTorch's")
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and _storage(result) != _storage(args[0]):
+            raise NotRecorded(f"{name} copies, as PyTorch's")
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -2,7 +2,7 @@
 
 The system gives large memory anew each time it is asked, a page at a time as it is first written,
 and takes it back when it is let go: of a chunk of 512 tokens that is 6,000 pages a layer, which
-took 1.5 % of its time on two cores of an AMD EPYC without VNNI.
+took the system 1 % of the time of two cores of an AMD EPYC without VNNI.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ namespace {
 
 RowsKernel kernel_of(int isa) {
 #if defined(__x86_64__)
+    if (isa == EMULATED) return rows_emulated;
     if (isa == AVX512) return rows_avx512;
-    if (isa >= AVX2) return rows_avx2;
+    if (isa == AVX2) return rows_avx2;
 #endif
     (void)isa;
     return rows_portable;

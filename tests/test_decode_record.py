@@ -16,9 +16,10 @@ from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.engine import decode_record
 from octavo.engine.decode_record import RecordedDecode, arena_bytes, recording_bytes
 from octavo.engine.engine import Engine
-from octavo.kernels.cpu import library
+from octavo.kernels.cpu import library, linear
 from octavo.kernels.cpu.recording import Recording
 from octavo.model import Transformer
+from octavo.model.linear import Linear
 from tests.test_engine import greedy, prompts, run, tokens_of
 from tests.threads import threads
 
@@ -201,8 +202,27 @@ def test_a_model_that_pytorch_computes_too_runs_as_it_did(
     with caplog.at_level(logging.INFO, "octavo"):
         assert tokens_of(run(made, encoded, greedy())) == tokens_of(run(plain, encoded, greedy()))
     assert not replays
-    [record] = caplog.records
-    assert record.levelno == logging.INFO and "PyTorch's" in record.getMessage()
+    assert caplog.records
+    for record in caplog.records:  # of each size
+        assert record.levelno == logging.INFO and "PyTorch's" in record.getMessage()
+
+
+def test_sizes_that_pytorch_computes_leave_the_others_as_they_are(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, replays: list[Recording]
+) -> None:
+    """As a bf16 head's, of which the library takes no more than some tokens."""
+    monkeypatch.setattr(linear, "MOST_TOKENS", 2)
+    monkeypatch.setattr(linear, "MOST_TOKENS_BF16", 2)
+    pool = new_pool(model)
+    decode = recorded(model, pool)
+    lens = [20, 30, 40]
+    own, plain = fill(model, pool, lens), fill(model, pool, lens)
+    for count in (3, 3, 3, 2, 2, 2, 3, 2):
+        found = step(decode, list(range(count)), own[:count])
+        hidden = model.hidden(torch.arange(count), [1] * count, plain[:count])
+        assert torch.equal(found[0], hidden) and torch.equal(found[1], model.logits(hidden))
+    has_bf16 = any(isinstance(each, Linear) for each in model.modules())
+    assert len(set(replays)) == (1 if has_bf16 else 2)
 
 
 def test_a_replay_that_computes_wrong_is_said_and_not_used(
@@ -264,6 +284,7 @@ def test_the_bytes_of_recordings_are_no_less_than_what_they_keep(model: Transfor
         for _ in range(2):
             step(decode, [1] * count, caches[:count])
     for each in decode._steps.values():
+        assert each is not None
         used = each.recording._arena._stop
         assert 64 < used <= arena_bytes(model, MAX_NUM_SEQS)
         n_calls += len(each.recording._made)

@@ -43,8 +43,8 @@ class RecordedDecode:
     """Runs decode steps of a model over a pool.
 
     The first step of a number of sequences runs as any pass does, the second is recorded, and those
-    after it are replays. The first of all replays is compared with what was recorded. Steps of a
-    model that others than the library compute too run as any pass does.
+    after it are replays. The first of all replays is compared with what was recorded. Steps that
+    others than the library compute too run as any pass does.
 
     Args:
         model: its weights may not move from here on.
@@ -59,9 +59,9 @@ class RecordedDecode:
         self.model = model
         self.pool = pool
         self._is_checked = False
-        self._serves = True
+        self._is_wrong = False
         self._seen: set[tuple[int, int]] = set()
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._steps: dict[tuple[int, int], _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
         self._arena = Arena(arena_bytes(model, max_num_seqs))
         self._x = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype)
@@ -78,17 +78,16 @@ class RecordedDecode:
         """As `DecodeSteps.run`."""
         count = len(caches)
         kind = (count, torch.get_num_threads())  # calls hold both
-        if kind not in self._seen or not self._serves:
-            self._seen.add(kind)
+        if kind in self._seen and kind not in self._steps:
+            self._put(token_ids, caches)
+            step = self._steps[kind] = self._record(count)
+        elif (step := self._steps.get(kind)) is not None:
+            self._put(token_ids, caches)
+            step.recording.replay()
+        self._seen.add(kind)
+        if step is None:
             hidden = self.model.hidden(torch.tensor(token_ids), [1] * count, caches)
             return hidden, self.model.logits(hidden)
-        self._put(token_ids, caches)
-        if (step := self._steps.get(kind)) is not None:
-            step.recording.replay()
-        elif (step := self._record(count)) is not None:
-            self._steps[kind] = step
-        else:
-            return self.run(token_ids, caches)
         for cache in caches:
             cache.length += 1
         return step.hidden, self._logits[:count].copy_(step.logits)
@@ -112,7 +111,9 @@ class RecordedDecode:
                 to[:, i] = pages[:, i, block] * page_size + offset
 
     def _record(self, count: int) -> _Step | None:
-        """Compute the step whose inputs are in place; None, and none from now on, if it cannot."""
+        """Compute the step whose inputs are in place; None if it cannot be replayed."""
+        if self._is_wrong:
+            return None
         tables = [
             (page_table[:, :count], slots[:, :count])
             for page_table, slots in zip(self._page_tables, self._slots, strict=True)
@@ -121,19 +122,17 @@ class RecordedDecode:
         lens = Lens(self._kv_lens[:count].tolist(), on_host=self._kv_lens[:count])
         pages = PassPages(self.pool, ones, lens, tables)
         rotary = (self._cos[:count], self._sin[:count])
-        x = self._x[:count]
         recording = Recording(self._arena.twin())
         try:
             with recording.record():
-                hidden = self.model.run_layers(x, rotary, ones, pages)
+                hidden = self.model.run_layers(self._x[:count], rotary, ones, pages)
                 step = _Step(recording, hidden, self.model.output(hidden))
         except (ArenaFull, NotRecorded) as reason:
-            logger.info("octavo: decode steps run a call at a time: %s", reason)
-            self._serves = False
+            logger.info("octavo: steps of %d answers run a call at a time: %s", count, reason)
             return None
         if not self._is_checked and not self._is_right(step):
             logger.warning("octavo: a replayed decode step computes wrong here; they take longer")
-            self._serves = False
+            self._is_wrong = True
             return None
         self._is_checked = True
         return step

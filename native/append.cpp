@@ -1,27 +1,17 @@
 // The library's door to the cache: shares a call's tokens out.
 #include "append.h"
 
-#include <vector>
-
 #include "isa.h"
+#include "tokens.h"
 
 namespace octavo {
 namespace {
 
-constexpr int64_t FEW_TOKENS = 4;  // up to which waking a thread takes longer
+constexpr int64_t FEW_TOKENS = 4;
 
 void append(const AppendCall& call, AppendKernel kernel) {
-#if defined(_OPENMP)
-    const bool several = call.n_tokens > FEW_TOKENS && call.n_threads > 1;
-#pragma omp parallel num_threads(int(call.n_threads)) if (several)
-#endif
-    {
-        std::vector<float> head(call.head_dim);
-#if defined(_OPENMP)
-#pragma omp for schedule(static)
-#endif
-        for (int64_t token = 0; token < call.n_tokens; token++) kernel(call, token, head.data());
-    }
+    const auto one = [&](int64_t token, float* head) { kernel(call, token, head); };
+    for_each_token(call.n_tokens, FEW_TOKENS, call.n_threads, call.head_dim, one);
 }
 
 }  // namespace

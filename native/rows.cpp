@@ -1,12 +1,13 @@
 // The library's door to the rows: shares a call's tokens out.
 #include "rows.h"
 
-#include <vector>
-
 #include "isa.h"
+#include "tokens.h"
 
 namespace octavo {
 namespace {
+
+constexpr int64_t FEW_TOKENS = 1;
 
 RowsKernel kernel_of(int isa) {
 #if defined(__x86_64__)
@@ -19,16 +20,8 @@ RowsKernel kernel_of(int isa) {
 }
 
 void run(const RowsCall& call, RowsKernel kernel) {
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(int(call.n_threads)) if (call.n_tokens > 1 && call.n_threads > 1)
-#endif
-    {
-        std::vector<float> row(call.n_columns);
-#if defined(_OPENMP)
-#pragma omp for schedule(static)
-#endif
-        for (int64_t token = 0; token < call.n_tokens; token++) kernel(call, token, row.data());
-    }
+    const auto one = [&](int64_t token, float* row) { kernel(call, token, row); };
+    for_each_token(call.n_tokens, FEW_TOKENS, call.n_threads, call.n_columns, one);
 }
 
 }  // namespace

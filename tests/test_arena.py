@@ -122,6 +122,18 @@ def test_what_does_not_fit_is_made_elsewhere() -> None:
     assert not start <= second.data_ptr() < start + len(arena.memory)
 
 
+def test_where_addresses_are_limited_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(_: int) -> Arena:
+        raise MemoryError("Unable to allocate 1.00 GiB")
+
+    monkeypatch.setattr(library, "Arena", too_much)
+    monkeypatch.setattr(library._of_thread, "kept", None)
+    x = torch.randn(LARGE)
+    with kernels.reuse_memory(CPU):
+        assert torch.equal(kernels.add(x, x), x + x)
+    assert library._of_thread.kept is None
+
+
 def test_each_thread_keeps_its_own() -> None:
     found: list[object] = []
 

@@ -16,6 +16,7 @@ from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.engine import decode_record
 from octavo.engine.decode_record import RecordedDecode, arena_bytes, recording_bytes
 from octavo.engine.engine import Engine
+from octavo.engine.speculation import MOST
 from octavo.kernels.cpu import library, linear
 from octavo.kernels.cpu.recording import Recording
 from octavo.model import Transformer
@@ -79,10 +80,15 @@ def fill(model: Transformer, pool: PagePool, lens: Sequence[int]) -> list[Ragged
     return caches
 
 
-def step(decode: RecordedDecode, ids: Sequence[int], caches: list[RaggedCache]) -> list[Tensor]:
-    for cache in caches:
-        cache.prepare(1)
-    return [result.clone() for result in decode.run(ids, caches)]
+def step(
+    decode: RecordedDecode,
+    ids: Sequence[int],
+    caches: list[RaggedCache],
+    query_lens: Sequence[int] | None = None,
+) -> list[Tensor]:
+    for cache, n in zip(caches, query_lens or [1] * len(caches), strict=True):
+        cache.prepare(n)
+    return [result.clone() for result in decode.run(ids, caches, query_lens)]
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["bf16", "int8"])
@@ -106,6 +112,27 @@ def test_steps_of_all_sizes_are_those_that_run_a_call_at_a_time(
     # Of both sizes the first step ran plainly, and the second was recorded; one replay is a check.
     assert len(set(replays)) == 2 and len(replays) == 60 - 4 + 1
     assert any(pages[cache] != [table.first for table in cache.tables] for cache in own)
+
+
+def test_steps_with_guesses_are_those_that_run_a_call_at_a_time(
+    model: Transformer, replays: list[Recording]
+) -> None:
+    """Also where guesses prove wrong and are forgotten, across pages and windows."""
+    pool = new_pool(model)
+    decode = recorded(model, pool)
+    own, plain = fill(model, pool, [70]), fill(model, pool, [70])
+    generator = torch.Generator().manual_seed(2)
+    for n, n_right in [(1, 1), (5, 3), (16, 16), (5, 5), (1, 1), (5, 1), (16, 2), (5, 5), (16, 9)]:
+        ids = torch.randint(model.config.vocab_size, (n,), generator=generator)
+        assert decode.takes([n])
+        found = step(decode, ids.tolist(), own, [n])
+        hidden = model.hidden(ids, [n], plain)
+        assert torch.equal(found[0], hidden) and torch.equal(found[1], model.logits(hidden))
+        for cache in (*own, *plain):
+            cache.length -= n - n_right
+    # The first of all is a check; the one token was recorded last.
+    assert len(set(replays)) == 2 and len(replays) == 1 + 3
+    assert not decode.takes([17]) and not decode.takes([1, 2]) and decode.takes([1, 1])
 
 
 def test_recordings_share_their_memory_and_are_replayed_in_any_order(
@@ -283,13 +310,17 @@ def test_the_bytes_of_recordings_are_no_less_than_what_they_keep(model: Transfor
     for count in range(1, MAX_NUM_SEQS + 1):
         for _ in range(2):
             step(decode, [1] * count, caches[:count])
+    for n in range(2, decode_record.MOST_TOKENS + 1):
+        for _ in range(2):
+            step(decode, [1] * n, caches[:1], [n])
+            caches[0].length -= n
     for each in decode._steps.values():
         assert each is not None
         used = each.recording._arena._stop
         assert 64 < used <= arena_bytes(model, MAX_NUM_SEQS)
         n_calls += len(each.recording._made)
-    assert len(decode._steps) == MAX_NUM_SEQS
-    planned = MAX_NUM_SEQS * (model.config.n_layers + 1) * decode_record.CALLS_A_LAYER
+    assert len(decode._steps) == MAX_NUM_SEQS + MOST
+    planned = len(decode._steps) * (model.config.n_layers + 1) * decode_record.CALLS_A_LAYER
     assert n_calls <= planned
     least = arena_bytes(model, MAX_NUM_SEQS) + planned * decode_record.CALL_BYTES
     least += sum(table.nbytes for table in decode._page_tables)

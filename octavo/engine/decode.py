@@ -1,4 +1,4 @@
-"""Steps that bring one token a sequence: replayed, where the device can, instead of run anew."""
+"""Steps that bring few tokens: replayed, where the device can, instead of run anew."""
 
 from __future__ import annotations
 
@@ -16,15 +16,24 @@ from octavo.model import Transformer
 class DecodeSteps(Protocol):
     """Runs decode steps of a model over a pool."""
 
-    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
-        """One more token for each sequence; their caches are moved on.
+    def takes(self, query_lens: Sequence[int]) -> bool:
+        """Whether it runs steps of so many new tokens of each sequence, [B]."""
+
+    def run(
+        self,
+        token_ids: Sequence[int],
+        caches: Sequence[RaggedCache],
+        query_lens: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """More tokens for each sequence; their caches are moved on.
 
         Args:
-            token_ids: [B].
-            caches: [B], with the page that the token goes to.
+            token_ids: [T].
+            caches: [B], with the pages that the tokens go to.
+            query_lens: [B], tokens of each sequence; None is one of each.
 
         Returns:
-            The last layer's normed output [B, dim] and logits [B, vocab_size] fp32, to be read
+            The last layer's normed output [T, dim] and logits [T, vocab_size] fp32, to be read
             before the next step overwrites them.
         """
 

@@ -86,8 +86,18 @@ class DecodeGraphs:
         self._hidden = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype, device=device)
         self._logits = torch.zeros(max_num_seqs, config.vocab_size, device=device)
 
-    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
+    def takes(self, query_lens: Sequence[int]) -> bool:
+        """As `DecodeSteps.takes`: one of each sequence."""
+        return max(query_lens) == 1
+
+    def run(
+        self,
+        token_ids: Sequence[int],
+        caches: Sequence[RaggedCache],
+        query_lens: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """As `DecodeSteps.run`."""
+        assert query_lens is None or self.takes(query_lens)
         count = len(caches)
         kv_lens = [cache.length + 1 for cache in caches]
         bucket = Bucket(_fitting(self.sizes, count), _fitting(self.contexts, max(kv_lens)))

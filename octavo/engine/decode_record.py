@@ -1,4 +1,4 @@
-"""Decode steps on a CPU, recorded once for each size of batch and replayed by one call.
+"""Decode steps on a CPU, recorded once for each kind of batch and replayed by one call.
 
 What `decode_graph` is to a GPU: a step that brings one token a sequence is a dozen calls a layer of
 the C++ library, and Python between them takes a tenth of its time. A recording repeats the same
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octavo.cache import CacheLayout, PagePool, PassPages, RaggedCache, fill_table
 from octavo.cache.planner import FP32, activation_bytes
+from octavo.engine.speculation import MOST
 from octavo.kernels.cpu import memory
 from octavo.kernels.cpu.arena import Arena, ArenaFull
 from octavo.kernels.cpu.recording import NotRecorded, Recording
@@ -23,28 +24,33 @@ from octavo.kernels.lens import Lens
 from octavo.model import Transformer
 from octavo.model.rope import rotary_angles
 
+MOST_TOKENS = 1 + MOST  # of a step of one sequence: with what prompt lookup guesses
 # What Python and the library hold of a call, and how many there are of a layer.
 CALL_BYTES = 1280
 CALLS_A_LAYER = 14
 ROUNDING = 2**16  # bytes: of all tensors, to lines of the cache
 
+_Kind = tuple[tuple[int, ...], int]  # new tokens of each sequence, and threads
+
 logger = logging.getLogger("octavo")
 
 
 class _Step(NamedTuple):
-    """A recorded step, and where its results are."""
+    """A recorded step: what it reads beside the inputs' places, and where its results are."""
 
     recording: Recording
-    hidden: Tensor  # [B, dim]
-    logits: Tensor  # [B, vocab_size], in the model's dtype
+    pages: PassPages
+    hidden: Tensor  # [T, dim]
+    logits: Tensor  # [T, vocab_size], in the model's dtype
 
 
 class RecordedDecode:
     """Runs decode steps of a model over a pool.
 
     The first step of a number of sequences runs as any pass does, the second is recorded, and those
-    after it are replays. The first of all replays is compared with what was recorded. Steps that
-    others than the library compute too run as any pass does.
+    after it are replays; so do steps of one sequence with so many guesses. The first of all replays
+    is compared with what was recorded. Steps that others than the library compute too run as any
+    pass does.
 
     Args:
         model: its weights may not move from here on.
@@ -60,75 +66,92 @@ class RecordedDecode:
         self.pool = pool
         self._is_checked = False
         self._is_wrong = False
-        self._seen: set[tuple[int, int]] = set()
-        self._steps: dict[tuple[int, int], _Step | None] = {}  # None: cannot be recorded
+        self._seen: set[_Kind] = set()
+        self._steps: dict[_Kind, _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
+        n_tokens = _most_tokens(max_num_seqs)
         self._arena = Arena(arena_bytes(model, max_num_seqs))
-        self._x = torch.zeros(max_num_seqs, config.dim, dtype=model.dtype)
-        self._logits = memory.zeros((max_num_seqs, config.vocab_size), torch.float32)
-        self._cos, self._sin = torch.zeros(2, max_num_seqs, config.head_dim // 2)
-        self._ones, self._kv_lens = torch.ones(2, max_num_seqs, dtype=torch.int64)
+        self._x = torch.zeros(n_tokens, config.dim, dtype=model.dtype)
+        self._logits = memory.zeros((n_tokens, config.vocab_size), torch.float32)
+        self._cos, self._sin = torch.zeros(2, n_tokens, config.head_dim // 2)
+        self._kv_lens = torch.ones(max_num_seqs, dtype=torch.int64)
         n_blocks = layout.n_blocks(max_model_len)
         self._page_tables = [
             memory.zeros((rows, max_num_seqs, n_blocks), torch.int64) for rows in layout.rows
         ]
-        self._slots = [torch.zeros(rows, max_num_seqs, dtype=torch.int64) for rows in layout.rows]
+        self._slots = [torch.zeros(rows, n_tokens, dtype=torch.int64) for rows in layout.rows]
 
-    def run(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> tuple[Tensor, Tensor]:
+    def takes(self, query_lens: Sequence[int]) -> bool:
+        """As `DecodeSteps.takes`."""
+        return max(query_lens) == 1 or (len(query_lens) == 1 and query_lens[0] <= MOST_TOKENS)
+
+    def run(
+        self,
+        token_ids: Sequence[int],
+        caches: Sequence[RaggedCache],
+        query_lens: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """As `DecodeSteps.run`."""
-        count = len(caches)
-        kind = (count, torch.get_num_threads())  # calls hold both
+        query_lens = query_lens or [1] * len(caches)
+        kind = (tuple(query_lens), torch.get_num_threads())  # calls hold both
         if kind in self._seen and kind not in self._steps:
-            self._put(token_ids, caches)
-            step = self._steps[kind] = self._record(count)
+            self._put(token_ids, caches, query_lens)
+            step = self._steps[kind] = self._record(query_lens)
         elif (step := self._steps.get(kind)) is not None:
-            self._put(token_ids, caches)
+            self._put(token_ids, caches, query_lens)
             step.recording.replay()
         self._seen.add(kind)
         if step is None:
-            hidden = self.model.hidden(torch.tensor(token_ids), [1] * count, caches)
+            hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
             return hidden, self.model.logits(hidden)
-        for cache in caches:
-            cache.length += 1
-        return step.hidden, self._logits[:count].copy_(step.logits)
+        for cache, n in zip(caches, query_lens, strict=True):
+            cache.length += n
+        return step.hidden, self._logits[: len(token_ids)].copy_(step.logits)
 
-    def _put(self, token_ids: Sequence[int], caches: Sequence[RaggedCache]) -> None:
+    def _put(
+        self, token_ids: Sequence[int], caches: Sequence[RaggedCache], query_lens: Sequence[int]
+    ) -> None:
         """The inputs of a step to their places."""
-        count, config, page_size = len(caches), self.model.config, self.pool.layout.page_size
+        n_tokens, config, page_size = len(token_ids), self.model.config, self.pool.layout.page_size
         weight = self.model.tok_embeddings.weight
-        torch.index_select(weight, 0, torch.tensor(token_ids), out=self._x[:count])
-        positions = torch.tensor([cache.length for cache in caches])
+        torch.index_select(weight, 0, torch.tensor(token_ids), out=self._x[:n_tokens])
+        tokens = [  # each one's sequence and position
+            (i, cache.length + j)
+            for i, (cache, n) in enumerate(zip(caches, query_lens, strict=True))
+            for j in range(n)
+        ]
+        positions = torch.tensor([position for _, position in tokens])
         cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
-        self._cos[:count], self._sin[:count] = cos, sin
-        self._kv_lens[:count] = positions + 1
-        for kind, (page_table, slots) in enumerate(
-            zip(self._page_tables, self._slots, strict=True)
-        ):
+        self._cos[:n_tokens], self._sin[:n_tokens] = cos, sin
+        kv_lens = [cache.length + n for cache, n in zip(caches, query_lens, strict=True)]
+        self._kv_lens[: len(caches)] = torch.tensor(kv_lens)
+        for kind, page_table in enumerate(self._page_tables):
             fill_table(page_table, caches, kind)
-            pages, to = page_table.numpy(), slots.numpy()
-            for i, cache in enumerate(caches):
-                block, offset = divmod(cache.length, page_size)
-                to[:, i] = pages[:, i, block] * page_size + offset
+            pages, slots = page_table.numpy(), self._slots[kind].numpy()
+            for at, (i, position) in enumerate(tokens):
+                block, offset = divmod(position, page_size)
+                slots[:, at] = pages[:, i, block] * page_size + offset
 
-    def _record(self, count: int) -> _Step | None:
+    def _record(self, query_lens: Sequence[int]) -> _Step | None:
         """Compute the step whose inputs are in place; None if it cannot be replayed."""
         if self._is_wrong:
             return None
+        count, n_tokens = len(query_lens), sum(query_lens)
         tables = [
-            (page_table[:, :count], slots[:, :count])
+            (page_table[:, :count], slots[:, :n_tokens])
             for page_table, slots in zip(self._page_tables, self._slots, strict=True)
         ]
-        ones = Lens([1] * count, on_host=self._ones[:count])
-        lens = Lens(self._kv_lens[:count].tolist(), on_host=self._kv_lens[:count])
-        pages = PassPages(self.pool, ones, lens, tables)
-        rotary = (self._cos[:count], self._sin[:count])
+        new = Lens(query_lens, on_host=torch.tensor(query_lens))
+        kept = Lens(self._kv_lens[:count].tolist(), on_host=self._kv_lens[:count])
+        pages = PassPages(self.pool, new, kept, tables)
+        rotary = (self._cos[:n_tokens], self._sin[:n_tokens])
         recording = Recording(self._arena.twin())
         try:
             with recording.record():
-                hidden = self.model.run_layers(self._x[:count], rotary, ones, pages)
-                step = _Step(recording, hidden, self.model.output(hidden))
+                hidden = self.model.run_layers(self._x[:n_tokens], rotary, new, pages)
+                step = _Step(recording, pages, hidden, self.model.output(hidden))
         except (ArenaFull, NotRecorded) as reason:
-            logger.info("octavo: steps of %d answers run a call at a time: %s", count, reason)
+            logger.info("octavo: steps of %d tokens run a call at a time: %s", n_tokens, reason)
             return None
         if not self._is_checked and not self._is_right(step):
             logger.warning("octavo: a replayed decode step computes wrong here; they take longer")
@@ -148,16 +171,21 @@ class RecordedDecode:
 
 def arena_bytes(model: Transformer, max_num_seqs: int) -> int:
     """Bytes of what a step computes: arguments as in `RecordedDecode`; an upper estimate."""
-    config = model.config
-    logits = max_num_seqs * config.vocab_size * model.dtype.itemsize
-    return activation_bytes(config, max_num_seqs) + logits + ROUNDING
+    config, n_tokens = model.config, _most_tokens(max_num_seqs)
+    logits = n_tokens * config.vocab_size * model.dtype.itemsize
+    return activation_bytes(config, n_tokens) + logits + ROUNDING
 
 
 def recording_bytes(
     layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
 ) -> int:
-    """Bytes that recordings of all sizes keep: arguments as in `RecordedDecode`; an estimate."""
-    n_calls = max_num_seqs * (model.config.n_layers + 1) * CALLS_A_LAYER
+    """Bytes that recordings of all kinds keep: arguments as in `RecordedDecode`; an estimate."""
+    n_calls = (max_num_seqs + MOST) * (model.config.n_layers + 1) * CALLS_A_LAYER
     tables = 8 * sum(layout.rows) * max_num_seqs * layout.n_blocks(max_model_len)
-    logits = FP32 * max_num_seqs * model.config.vocab_size
+    logits = FP32 * _most_tokens(max_num_seqs) * model.config.vocab_size
     return arena_bytes(model, max_num_seqs) + n_calls * CALL_BYTES + tables + logits
+
+
+def _most_tokens(max_num_seqs: int) -> int:
+    """Of a step."""
+    return max(max_num_seqs, MOST_TOKENS)

@@ -275,13 +275,16 @@ class Engine:
             assert each.sequence.cache is not None
             token_ids += each.sequence.pending(each.n_tokens) + each.draft
             caches.append(each.sequence.cache)
-        if self.decode is not None and len(token_ids) == len(batch):
-            return self.decode.run(token_ids, caches)
         query_lens = [each.n_tokens + len(each.draft) for each in batch]
-        hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
+        is_decode = all(each.n_tokens == 1 for each in batch)
+        logits: Tensor | None = None
+        if self.decode is not None and is_decode and self.decode.takes(query_lens):
+            hidden, logits = self.decode.run(token_ids, caches, query_lens)
+        else:
+            hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
         for each, cache in zip(batch, caches, strict=True):
             cache.length -= len(each.draft)  # until they prove right
-        return hidden, None
+        return hidden, logits
 
     def _answers_of(self, sequence: Sequence) -> list[Sequence]:
         """The sequence; right after the prompt, its siblings too, started from the same pages."""

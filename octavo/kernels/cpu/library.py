@@ -12,7 +12,7 @@ import logging
 import sysconfig
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -89,7 +89,10 @@ def within(arena: Arena, recorder: Recorder | None = None) -> Iterator[None]:
 def reuse_memory() -> AbstractContextManager[None]:
     """Within, this thread's large results are made in memory that it keeps for the next time."""
     if _of_thread.kept is None:
-        _of_thread.kept = Arena(KEPT_BYTES)
+        try:
+            _of_thread.kept = Arena(KEPT_BYTES)
+        except MemoryError:  # where addresses are limited, or counted as memory
+            return nullcontext()
     return within(_of_thread.kept)
 
 

@@ -1,6 +1,13 @@
 """Where keys and values are kept between forward passes: a ragged cache in pages."""
 
-from octavo.cache.batch import LayerPages, PagedBatch, PassPages, fill_table
+from octavo.cache.batch import (
+    LayerPages,
+    PagedBatch,
+    PassPages,
+    fill_table,
+    new_tokens,
+    slot_mapping,
+)
 from octavo.cache.layout import KV_DTYPES, PAGE_SIZE, CacheLayout, kv_dtype
 from octavo.cache.pool import OutOfPages, PagePool
 from octavo.cache.prefix import block_digests
@@ -19,4 +26,6 @@ __all__ = [
     "block_digests",
     "fill_table",
     "kv_dtype",
+    "new_tokens",
+    "slot_mapping",
 ]

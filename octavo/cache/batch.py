@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +70,9 @@ class PagedBatch(PassPages):
         caches: [B], all of one pool. They take the pages that the pass needs.
         query_lens: [B], new tokens of each.
 
+    Attributes:
+        positions: [T] int64 on the CPU, of each new token in its sequence.
+
     Raises:
         RequestError: more tokens than fit, or caches of several pools.
     """
@@ -84,31 +87,45 @@ class PagedBatch(PassPages):
         tables: list[tuple[Tensor, Tensor]] = []
         super().__init__(pool, Lens(query_lens), Lens(kv_lens), tables)
         self.caches = caches
-        page_size, device = pool.layout.page_size, pool.keys.device
-        blocks, offsets = self.positions // page_size, self.positions % page_size
+        owners, self.positions = new_tokens(query_lens, kv_lens)
+        device = pool.keys.device
         for kind, rows in enumerate(pool.layout.rows):
             n_blocks = max(cache.tables[kind].stop for cache in caches)
             page_table = torch.zeros(rows, len(caches), n_blocks, dtype=torch.int64)
             fill_table(page_table, caches, kind)
-            slots = page_table[:, self.owners, blocks] * page_size + offsets
+            slots = slot_mapping(page_table, owners, self.positions, pool.layout.page_size)
             tables.append((to_device(page_table, device), to_device(slots, device)))
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """[T] int64 on the CPU: of each new token in its sequence."""
-        # By way of a list: for a few tokens PyTorch's own ways, of several steps, take longer.
-        lens = zip(self.query_lens, self.kv_lens, strict=True)
-        return torch.tensor([i for n, stop in lens for i in range(stop - n, stop)])
-
-    @cached_property
-    def owners(self) -> Tensor:
-        """[T] int64 on the CPU: which sequence each new token is of."""
-        return torch.tensor([i for i, n in enumerate(self.query_lens) for _ in range(n)])
 
     def commit(self) -> None:
         """The new tokens are stored: move the caches on."""
         for cache, n in zip(self.caches, self.query_lens, strict=True):
             cache.length += n
+
+
+def new_tokens(query_lens: Sequence[int], kv_lens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of each new token its sequence, and its position there: [T] int64 each, on the CPU.
+
+    Args:
+        query_lens: [B], new tokens of each sequence.
+        kv_lens: [B], tokens of each once the new ones are stored.
+    """
+    # By way of lists: for a few tokens PyTorch's own ways, of several steps, take longer.
+    lens = list(zip(query_lens, kv_lens, strict=True))
+    owners = torch.tensor([i for i, (n, _) in enumerate(lens) for _ in range(n)])
+    return owners, torch.tensor([i for n, stop in lens for i in range(stop - n, stop)])
+
+
+def slot_mapping(page_table: Tensor, owners: Tensor, positions: Tensor, page_size: int) -> Tensor:
+    """Where new tokens go, page · page_size + offset: [rows, T] int64.
+
+    Args:
+        page_table: [rows, B, n_blocks] on the CPU.
+        owners, positions: [T], from `new_tokens`.
+        page_size: tokens of a page.
+    """
+    blocks, offsets = np.divmod(positions.numpy(), page_size)
+    pages = page_table.numpy()[:, owners.numpy(), blocks]
+    return torch.from_numpy(np.ascontiguousarray(pages * page_size + offsets))
 
 
 def fill_table(page_table: Tensor, caches: Sequence[RaggedCache], kind: int) -> None:

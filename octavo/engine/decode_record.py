@@ -14,7 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.cache import CacheLayout, PagePool, PassPages, RaggedCache, fill_table
+from octavo.cache import (
+    CacheLayout,
+    PagePool,
+    PassPages,
+    RaggedCache,
+    fill_table,
+    new_tokens,
+    slot_mapping,
+)
 from octavo.cache.planner import FP32, activation_bytes
 from octavo.engine.speculation import MOST
 from octavo.kernels.cpu import memory
@@ -64,8 +72,7 @@ class RecordedDecode:
     ) -> None:
         self.model = model
         self.pool = pool
-        self._is_checked = False
-        self._is_wrong = False
+        self._is_right: bool | None = None  # what replays compute; None: not compared yet
         self._seen: set[_Kind] = set()
         self._steps: dict[_Kind, _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
@@ -115,26 +122,19 @@ class RecordedDecode:
         n_tokens, config, page_size = len(token_ids), self.model.config, self.pool.layout.page_size
         weight = self.model.tok_embeddings.weight
         torch.index_select(weight, 0, torch.tensor(token_ids), out=self._x[:n_tokens])
-        tokens = [  # each one's sequence and position
-            (i, cache.length + j)
-            for i, (cache, n) in enumerate(zip(caches, query_lens, strict=True))
-            for j in range(n)
-        ]
-        positions = torch.tensor([position for _, position in tokens])
-        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
-        self._cos[:n_tokens], self._sin[:n_tokens] = cos, sin
         kv_lens = [cache.length + n for cache, n in zip(caches, query_lens, strict=True)]
         self._kv_lens[: len(caches)] = torch.tensor(kv_lens)
+        owners, positions = new_tokens(query_lens, kv_lens)
+        cos, sin = rotary_angles(positions, config.head_dim, config.rope_theta)
+        self._cos[:n_tokens], self._sin[:n_tokens] = cos, sin
         for kind, page_table in enumerate(self._page_tables):
             fill_table(page_table, caches, kind)
-            pages, slots = page_table.numpy(), self._slots[kind].numpy()
-            for at, (i, position) in enumerate(tokens):
-                block, offset = divmod(position, page_size)
-                slots[:, at] = pages[:, i, block] * page_size + offset
+            slots = slot_mapping(page_table, owners, positions, page_size)
+            self._slots[kind][:, :n_tokens] = slots
 
     def _record(self, query_lens: Sequence[int]) -> _Step | None:
         """Compute the step whose inputs are in place; None if it cannot be replayed."""
-        if self._is_wrong:
+        if self._is_right is False:
             return None
         count, n_tokens = len(query_lens), sum(query_lens)
         tables = [
@@ -153,20 +153,20 @@ class RecordedDecode:
         except (ArenaFull, NotRecorded) as reason:
             logger.info("octavo: steps of %d tokens run a call at a time: %s", n_tokens, reason)
             return None
-        if not self._is_checked and not self._is_right(step):
-            logger.warning("octavo: a replayed decode step computes wrong here; they take longer")
-            self._is_wrong = True
-            return None
-        self._is_checked = True
+        if self._is_right is None:
+            self._is_right = _gives_the_same(step)
+            if not self._is_right:
+                logger.warning("octavo: a replayed decode step computes wrong; they take longer")
+                return None
         return step
 
-    @staticmethod
-    def _is_right(step: _Step) -> bool:
-        """Whether a replay gives what was recorded."""
-        expected = step.hidden.clone(), step.logits.clone()
-        step.recording.overwrite()
-        step.recording.replay()
-        return torch.equal(step.hidden, expected[0]) and torch.equal(step.logits, expected[1])
+
+def _gives_the_same(step: _Step) -> bool:
+    """Whether a replay gives what was recorded."""
+    expected = step.hidden.clone(), step.logits.clone()
+    step.recording.overwrite()
+    step.recording.replay()
+    return torch.equal(step.hidden, expected[0]) and torch.equal(step.logits, expected[1])
 
 
 def arena_bytes(model: Transformer, max_num_seqs: int) -> int:

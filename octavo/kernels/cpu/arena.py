@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu.memory import empty
+
 LINE = 64  # bytes, at which every tensor begins
 
 
@@ -29,15 +31,19 @@ class Arena:
 
     Args:
         memory: what is cut up; or how many bytes of it, which the system gives as they are written.
+
+    Raises:
+        MemoryError: there is not as much.
     """
 
     def __init__(self, memory: int | np.ndarray) -> None:
-        self.memory = np.empty(memory + LINE, np.uint8) if isinstance(memory, int) else memory
-        start = -self.memory.ctypes.data % LINE
-        self._free = [(start, len(self.memory))]  # start and stop, in order
+        if isinstance(memory, int):
+            memory = empty((memory,), torch.uint8).numpy()  # which begins with a line
+        self.memory: np.ndarray = memory
+        self._free = [(0, len(memory))]  # start and stop, in order
         # What was let go of, perhaps by another thread or in the middle of `empty`.
         self._returned: deque[tuple[int, int]] = deque()
-        self._stop = start  # of all places that were ever given
+        self._stop = 0  # of all places that were ever given
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Whatever the memory holds, in the first place that is large enough.

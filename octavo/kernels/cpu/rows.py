@@ -35,11 +35,9 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `octavo.kernels.reference.rms_norm`, rounded once."""
-    return (
-        _run(_RMS_NORM, x, weight, eps)
-        if _serves(x, weight)
-        else reference.rms_norm(x, weight, eps)
-    )
+    if not _serves(x, weight):
+        return reference.rms_norm(x, weight, eps)
+    return _run(_RMS_NORM, x, weight, eps)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from itertools import chain
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# -g0: Python's own flags ask for what debuggers need, which makes the library seven times as large.
 # -ffp-contract: products and sums in one instruction. -Wno-psabi: vectors never leave a file.
 # -fopenmp: compiled for it and not linked to it, see kernels/cpu/library.py.
-FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"]
 if sys.platform == "linux":
     FLAGS += ["-fopenmp", "-Wno-psabi"]
 

@@ -17,13 +17,18 @@ constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, at least, times the queri
 constexpr int64_t MOST_RUNS = 32;    // more room; of a long context runs are longer instead of more
 
 const AttentionKernel& kernel_of(int isa) {
+    switch (isa) {
 #if defined(__x86_64__)
-    if (isa == EMULATED) return attention_emulated;
-    if (isa == AVX512) return attention_avx512;
-    if (isa == AVX2) return attention_avx2;
+        case AVX2: return attention_avx2;
+        case AVX512: return attention_avx512;
+        case AVX_VNNI_EMULATED: return attention_avx_vnni_emulated;
+        case AVX512_EMULATED: return attention_avx512_emulated;
 #endif
-    (void)isa;
-    return attention_portable;
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+        case AVX_VNNI: return attention_avx_vnni;
+#endif
+        default: return attention_portable;
+    }
 }
 
 // A piece whose keys were cut into runs, and where the first of its parts is.
@@ -150,7 +155,8 @@ extern "C" {
 int octavo_attention(const octavo::AttentionCall* call, int isa) {
     if (!octavo::runs(isa)) return 1;
     const bool is_float = call->kv_dtype == octavo::FP32 || call->q_dtype == octavo::FP32;
-    if (isa == octavo::EMULATED && call->kv_dtype != octavo::INT8 && is_float) return 1;
+    if (call->kv_dtype != octavo::INT8) isa = octavo::without_bytes(isa);
+    if (isa == octavo::AVX512_EMULATED && call->kv_dtype != octavo::INT8 && is_float) return 1;
     octavo::attend(*call, octavo::kernel_of(isa));
     return 0;
 }

@@ -116,7 +116,8 @@ struct AttentionKernel {
 
 extern const AttentionKernel attention_portable;
 #if defined(__x86_64__)
-extern const AttentionKernel attention_avx2, attention_avx512, attention_emulated;
+extern const AttentionKernel attention_avx2, attention_avx_vnni, attention_avx512;
+extern const AttentionKernel attention_avx_vnni_emulated, attention_avx512_emulated;
 #endif
 
 }  // namespace octavo

@@ -1,10 +1,10 @@
 // What AVX-512's kernel does to int8 and bf16, by AVX2's instructions: slow, and for tests on machines
 // that lack the others.
 #if defined(__x86_64__)
-#define OCTAVO_KERNEL attention_emulated
+#define OCTAVO_KERNEL attention_avx512_emulated
 #define OCTAVO_WIDTH 16
 #define OCTAVO_INTEGERS Quads
-#define OCTAVO_EMULATED
+#define OCTAVO_NO_SINGLES
 #define OCTAVO_HAS_HALVES true
 #include "target_avx2.h"
 #include "attention_kernel.h"

@@ -407,11 +407,11 @@ void merge(const AttentionCall& call, const Piece& piece, float* parts, int64_t 
 void run(const AttentionCall& call, const Piece& piece, float* scratch, float* part) {
     if (call.kv_dtype == INT8)
         return run_piece<OCTAVO_INTEGERS, int8_t>(call, piece, scratch, part);
-#if defined(OCTAVO_VNNI) || defined(OCTAVO_EMULATED)
+#if defined(OCTAVO_HAS_HALVES)
     if (call.kv_dtype == BF16 && call.q_dtype == BF16 && OCTAVO_HAS_HALVES)
         return run_piece<Halves, uint16_t>(call, piece, scratch, part);
 #endif
-#if !defined(OCTAVO_EMULATED)
+#if !defined(OCTAVO_NO_SINGLES)
     if (call.kv_dtype == BF16) return run_piece<Singles, uint16_t>(call, piece, scratch, part);
     return run_piece<Singles, float>(call, piece, scratch, part);
 #endif

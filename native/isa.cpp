@@ -1,15 +1,54 @@
 #include "isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace octavo {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+// Not every compiler knows its name. Asked once: a virtual machine's processor answers slowly.
+bool has_avx_vnni() {
+    static const bool has = [] {
+        unsigned a, b, c, d;
+        return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+    }();
+    return has && has_avx2();
+}
+#endif
+#endif
+
+}  // namespace
+
+bool runs(int isa) {
+    switch (isa) {
+        case PORTABLE: return true;
+#if defined(__x86_64__)
+        case AVX2: return has_avx2();
+        case AVX512: return has_avx512();
+        case AVX_VNNI_EMULATED: return has_avx2();
+        case AVX512_EMULATED: return has_avx2();
+#endif
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+        case AVX_VNNI: return has_avx_vnni();
+#endif
+        default: return false;
+    }
+}
 
 Isa best_isa() {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-#endif
+    for (int isa = AVX512; isa > PORTABLE; isa--)
+        if (runs(isa)) return Isa(isa);
     return PORTABLE;
 }
 

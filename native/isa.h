@@ -4,24 +4,33 @@
 
 #include <cstdint>
 
+// Compilers and assemblers that know AVX-VNNI.
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
+#define OCTAVO_KNOWS_AVX_VNNI
+#endif
+
 namespace octavo {
 
 enum Isa {
     PORTABLE = 0,  // 128-bit vectors, as every x86-64 and arm64 has
     AVX2 = 1,      // and FMA
-    AVX512 = 2,    // F, BW, DQ, VL and VNNI, as Intel has had since 2019 and AMD since 2022
-    EMULATED = 3,  // what AVX512 does to int8 and bf16, on AVX2: slow, and for tests alone
+    AVX_VNNI = 2,  // and products of bytes, as Intel's laptops have had since 2021 instead of AVX-512
+    AVX512 = 3,    // F, BW, DQ, VL and VNNI, as Intel has had since 2019 and AMD since 2022
+    // What the last two do to int8 and bf16, on AVX2: slow, and for tests alone.
+    AVX_VNNI_EMULATED = 4,
+    AVX512_EMULATED = 5,
 };
 
+bool runs(int isa);
 Isa best_isa();
+
+// The same for what has no products of bytes, which are all that AVX-VNNI adds to AVX2.
+inline int without_bytes(int isa) {
+    return isa == AVX_VNNI || isa == AVX_VNNI_EMULATED ? AVX2 : isa;
+}
 
 // Whether an AVX512 machine has BF16's instructions too, as Intel has had since 2020 and AMD since
 // 2022.
 bool has_bf16_products();
-
-inline bool runs(int isa) {
-    if (isa == EMULATED) return best_isa() >= AVX2;
-    return isa >= PORTABLE && isa <= best_isa();
-}
 
 }  // namespace octavo

@@ -11,13 +11,18 @@ namespace octavo {
 namespace {
 
 const LinearKernels& kernels_of(int isa) {
+    switch (isa) {
 #if defined(__x86_64__)
-    if (isa == EMULATED) return linears_emulated;
-    if (isa == AVX512) return linears_avx512;
-    if (isa == AVX2) return linears_avx2;
+        case AVX2: return linears_avx2;
+        case AVX512: return linears_avx512;
+        case AVX_VNNI_EMULATED: return linears_avx_vnni_emulated;
+        case AVX512_EMULATED: return linears_avx512_emulated;
 #endif
-    (void)isa;
-    return linears_portable;
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+        case AVX_VNNI: return linears_avx_vnni;
+#endif
+        default: return linears_portable;
+    }
 }
 
 // Pieces of a few tokens are read straight from memory: smaller ones share out better.
@@ -134,7 +139,7 @@ int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {
 
 int octavo_linear_bf16(const octavo::BF16Call* call, int isa) {
     if (!octavo::runs(isa)) return 1;
-    octavo::multiply(*call, octavo::kernels_of(isa));
+    octavo::multiply(*call, octavo::kernels_of(octavo::without_bytes(isa)));
     return 0;
 }
 

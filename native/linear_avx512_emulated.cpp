@@ -4,11 +4,10 @@
 #define OCTAVO_WIDTH 16
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_HAS_HALVES true
-#define OCTAVO_EMULATED
 #include "target_avx2.h"
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_emulated = {pack_w8, run_w8a8, take_inputs, run_bf16};
+const octavo::LinearKernels octavo::linears_avx512_emulated = {pack_w8, run_w8a8, take_inputs, run_bf16};
 #include "target_end.h"
 #endif

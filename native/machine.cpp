@@ -74,35 +74,48 @@ __attribute__((target("avx2"))) int64_t multiply_avx2(int64_t rounds) {
     return SUMS * 16;
 }
 
-// VNNI: unsigned by signed bytes, four products to a sum.
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) int64_t multiply_vnni(int64_t rounds) {
-    typedef int32_t Vec __attribute__((vector_size(64)));
-    const Vec numbers = Vec{} + 0x01010101;
-    // By name: sums in an array would be in memory again.
-    Vec s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}, s9 = {};
-    for (int64_t round = 0; round < rounds; round++)
-        asm volatile(
-            "vpdpbusd %10, %10, %0\n\tvpdpbusd %10, %10, %1\n\t"
-            "vpdpbusd %10, %10, %2\n\tvpdpbusd %10, %10, %3\n\t"
-            "vpdpbusd %10, %10, %4\n\tvpdpbusd %10, %10, %5\n\t"
-            "vpdpbusd %10, %10, %6\n\tvpdpbusd %10, %10, %7\n\t"
-            "vpdpbusd %10, %10, %8\n\tvpdpbusd %10, %10, %9"
-            : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7),
-              "+v"(s8), "+v"(s9)
-            : "v"(numbers)
-        );
-    return SUMS * 64;
+// Products of bytes, unsigned by signed, four to a sum. Sums by name: in an array they would be in memory.
+#define OCTAVO_MULTIPLY_BYTES(instruction, n_bytes)                                              \
+    typedef int32_t Vec __attribute__((vector_size(n_bytes)));                                   \
+    const Vec numbers = Vec{} + 0x01010101;                                                      \
+    Vec s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}, s9 = {}; \
+    for (int64_t round = 0; round < rounds; round++)                                             \
+        asm volatile(                                                                            \
+            instruction " %10, %10, %0\n\t" instruction " %10, %10, %1\n\t"                     \
+            instruction " %10, %10, %2\n\t" instruction " %10, %10, %3\n\t"                     \
+            instruction " %10, %10, %4\n\t" instruction " %10, %10, %5\n\t"                     \
+            instruction " %10, %10, %6\n\t" instruction " %10, %10, %7\n\t"                     \
+            instruction " %10, %10, %8\n\t" instruction " %10, %10, %9"                          \
+            : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7),    \
+              "+x"(s8), "+x"(s9)                                                                 \
+            : "x"(numbers)                                                                       \
+        );                                                                                       \
+    return SUMS * n_bytes;
+
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) int64_t multiply_avx512(int64_t rounds) {
+    OCTAVO_MULTIPLY_BYTES("vpdpbusd", 64)
 }
+
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+__attribute__((target("avxvnni"))) int64_t multiply_avx_vnni(int64_t rounds) {
+    OCTAVO_MULTIPLY_BYTES("%{vex%} vpdpbusd", 32)
+}
+#endif
 #endif
 
 typedef int64_t (*Multiply)(int64_t rounds);
 
 Multiply best_multiply() {
+    switch (best_isa()) {
 #if defined(__x86_64__)
-    if (best_isa() == AVX512) return multiply_vnni;
-    if (best_isa() == AVX2) return multiply_avx2;
+        case AVX2: return multiply_avx2;
+        case AVX512: return multiply_avx512;
 #endif
-    return multiply_portable;
+#if defined(OCTAVO_KNOWS_AVX_VNNI)
+        case AVX_VNNI: return multiply_avx_vnni;
+#endif
+        default: return multiply_portable;
+    }
 }
 
 }  // namespace

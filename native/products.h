@@ -11,7 +11,7 @@ namespace {
 // Of every 16 bytes of a and b the first halves, or the second: N bytes of a, as many of b, and so on.
 template <int N, bool SECOND>
 OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
     const __m512i x = (__m512i)a, y = (__m512i)b;
     if (N == 1) return (IntVec)(SECOND ? _mm512_unpackhi_epi8(x, y) : _mm512_unpacklo_epi8(x, y));
     if (N == 2) return (IntVec)(SECOND ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y));
@@ -21,12 +21,11 @@ OCTAVO_INLINE IntVec zip(IntVec a, IntVec b) {
     return (IntVec)(SECOND ? _mm512_maskz_unpackhi_epi64(0xFF, x, y)
                            : _mm512_maskz_unpacklo_epi64(0xFF, x, y));
 #else
-    ByteVec out;
-    for (int i = 0; i < 4 * W; i++) {
+    constexpr ByteVec index = byte_lanes([](int i) {
         const int from = i / 16 * 16 + i % 16 / (2 * N) * N + i % N + (SECOND ? 8 : 0);
-        out[i] = ((const ByteVec&)(i / N % 2 ? b : a))[from];
-    }
-    return (IntVec)out;
+        return from + i / N % 2 * 4 * W;
+    });
+    return (IntVec)shuffle((ByteVec)a, (ByteVec)b, index);
 #endif
 }
 
@@ -46,9 +45,9 @@ OCTAVO_INLINE Sum sum_quads(const Sum (&v)[4]) {
 // Quarters I and J of a, then of b.
 template <int I, int J>
 OCTAVO_INLINE IntVec quarters(IntVec a, IntVec b) {
-    IntVec index;
-    for (int i = 0; i < W; i++)
-        index[i] = (i / 4 % 2 ? J : I) * 4 + i % 4 + (i < W / 2 ? 0 : W);
+    constexpr IntVec index = lanes([](int i) {
+        return (i / 4 % 2 ? J : I) * 4 + i % 4 + (i < W / 2 ? 0 : W);
+    });
     return shuffle(a, b, index);
 }
 
@@ -95,8 +94,8 @@ struct Halves {
     static constexpr bool COARSE = true;
     typedef Vec Sum;
 
-    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {
-#if defined(OCTAVO_VNNI)
+    static OCTAVO_STEP Sum add(Sum sum, IntVec a, IntVec b) {
+#if defined(OCTAVO_AVX512)
         asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
         sum += (Vec)(a << 16) * (Vec)(b << 16);
@@ -122,11 +121,8 @@ struct Halves {
     // A lane of four words of one vector, one of the other, and so on.
     template <int C>
     static OCTAVO_INLINE void restore(Vec (&sums)[C]) {
-        IntVec low, high;
-        for (int i = 0; i < W; i++) {
-            low[i] = i / 8 * 4 + i % 4 + i / 4 % 2 * W;
-            high[i] = low[i] + W / 2;
-        }
+        constexpr IntVec low = lanes([](int i) { return i / 8 * 4 + i % 4 + i / 4 % 2 * W; });
+        constexpr IntVec high = low + W / 2;
         for (int c = 0; c < C; c += 2) {
             const IntVec a = (IntVec)sums[c], b = (IntVec)sums[c + 1];
             sums[c] = (Vec)shuffle(a, b, low);
@@ -139,7 +135,7 @@ struct Halves {
         return 1.0f;
     }
     static OCTAVO_INLINE void weigh(Vec weights, const float*, int64_t k, int32_t* words) {
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
         __m256i halves;
         asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(weights));
         _mm256_storeu_si256((__m256i*)((uint16_t*)words + k), halves);
@@ -248,10 +244,12 @@ struct Quads {
     static constexpr bool COARSE = true;
     typedef IntVec Sum;
 
-    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {  // a is unsigned
-#if defined(OCTAVO_VNNI)
+    static OCTAVO_STEP Sum add(Sum sum, IntVec a, IntVec b) {  // a is unsigned
+#if defined(OCTAVO_AVX512)
         // Written out, since GCC 12 spills the sums of its own intrinsic.
         asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#elif defined(OCTAVO_AVX_VNNI)
+        asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
         for (int i = 0; i < 32; i += 8) sum += ((a >> i) & 255) * ((b << (24 - i)) >> 24);
 #endif
@@ -283,7 +281,7 @@ struct Quads {
     }
     static OCTAVO_INLINE IntVec interleave_one(const int8_t* const* tokens, int64_t d) {
         IntVec v;
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
         const auto part = [&](int i) { return _mm_loadu_si128((const __m128i*)(tokens[i] + d)); };
         __m512i all = _mm512_castsi128_si512(part(0));
         all = _mm512_inserti32x4(all, part(1), 1);
@@ -293,24 +291,30 @@ struct Quads {
         for (int i = 0; i < 4; i++) memcpy((char*)&v + i * W, tokens[i] + d, W);
 #endif
         // Four bytes of each token become neighbours, then bytes of the same element.
-        IntVec index;
-        for (int i = 0; i < W; i++) index[i] = i % 4 * (W / 4) + i / 4;
+        constexpr IntVec index = lanes([](int i) { return i % 4 * (W / 4) + i / 4; });
         const ByteVec bytes = (ByteVec)shuffle(v, v, index);
-        ByteVec within;
-        for (int i = 0; i < 4 * W; i++) within[i] = i / 16 * 16 + i % 4 * 4 + i % 16 / 4;
-#if defined(__clang__)
-        ByteVec out;
-        for (int i = 0; i < 4 * W; i++) out[i] = bytes[within[i]];
-        return (IntVec)out;
-#else
-        return (IntVec)__builtin_shuffle(bytes, within);
-#endif
+        constexpr ByteVec within = byte_lanes([](int i) {
+            return i / 16 * 16 + i % 4 * 4 + i % 16 / 4;
+        });
+        return (IntVec)shuffle(bytes, bytes, within);
     }
     // Of four vectors, each has four elements of every sixteen; `restore` brings their sums in order.
     template <int C>
     static OCTAVO_INLINE void interleave(
         const int8_t* const* tokens, int64_t d, IntVec (&out)[C]
     ) {
+#if OCTAVO_WIDTH == 8
+        static_assert(C == 2, "16 bytes at a time");
+        __m128i v[4];
+        for (int i = 0; i < 4; i++) v[i] = _mm_loadu_si128((const __m128i*)(tokens[i] + d));
+        const __m128i low = _mm_unpacklo_epi8(v[0], v[1]), high = _mm_unpackhi_epi8(v[0], v[1]);
+        const __m128i low2 = _mm_unpacklo_epi8(v[2], v[3]), high2 = _mm_unpackhi_epi8(v[2], v[3]);
+        const auto join = [](__m128i a, __m128i b) {
+            return (IntVec)_mm256_set_m128i(_mm_unpackhi_epi16(a, b), _mm_unpacklo_epi16(a, b));
+        };
+        out[0] = join(low, low2);
+        out[1] = join(high, high2);
+#else
         if constexpr (C == 4) {
             IntVec v[4];
             for (int i = 0; i < 4; i++) v[i] = load((const int32_t*)(tokens[i] + d));
@@ -323,17 +327,18 @@ struct Quads {
         } else {
             for (int c = 0; c < C; c++) out[c] = interleave_one(tokens, d + c * W);
         }
+#endif
     }
     template <int C>
     static OCTAVO_INLINE void restore(Vec (&sums)[C]) {
         if constexpr (C == 4) {
-            IntVec low, high, even, odd;
-            for (int i = 0; i < W; i++) {  // by lanes of four words
-                low[i] = i % (W / 2) + i / (W / 2) * W;
-                high[i] = low[i] + W / 2;
-                even[i] = i / 4 % 2 * 8 + i % 4 + i / (W / 2) * W;
-                odd[i] = even[i] + 4;
-            }
+            // By lanes of four words.
+            constexpr IntVec low = lanes([](int i) { return i % (W / 2) + i / (W / 2) * W; });
+            constexpr IntVec high = low + W / 2;
+            constexpr IntVec even = lanes([](int i) {
+                return i / 4 % 2 * 8 + i % 4 + i / (W / 2) * W;
+            });
+            constexpr IntVec odd = even + 4;
             IntVec v[4];
             for (int i = 0; i < 4; i++) v[i] = (IntVec)sums[i];
             const IntVec a = shuffle(v[0], v[1], low), b = shuffle(v[2], v[3], low);

@@ -10,13 +10,14 @@ namespace {
 constexpr int64_t FEW_TOKENS = 1;
 
 RowsKernel kernel_of(int isa) {
+    switch (isa) {
 #if defined(__x86_64__)
-    if (isa == EMULATED) return rows_emulated;
-    if (isa == AVX512) return rows_avx512;
-    if (isa == AVX2) return rows_avx2;
+        case AVX2: return rows_avx2;
+        case AVX512: return rows_avx512;
+        case AVX512_EMULATED: return rows_avx512_emulated;
 #endif
-    (void)isa;
-    return rows_portable;
+        default: return rows_portable;
+    }
 }
 
 void run(const RowsCall& call, RowsKernel kernel) {
@@ -30,6 +31,6 @@ void run(const RowsCall& call, RowsKernel kernel) {
 // 0, or 1 where the machine does not have the instructions.
 extern "C" int octavo_rows(const octavo::RowsCall* call, int isa) {
     if (!octavo::runs(isa)) return 1;
-    octavo::run(*call, octavo::kernel_of(isa));
+    octavo::run(*call, octavo::kernel_of(octavo::without_bytes(isa)));
     return 0;
 }

@@ -29,7 +29,7 @@ using RowsKernel = void (*)(const RowsCall& call, int64_t token, float* row);
 
 extern const RowsKernel rows_portable;
 #if defined(__x86_64__)
-extern const RowsKernel rows_avx2, rows_avx512, rows_emulated;
+extern const RowsKernel rows_avx2, rows_avx512, rows_avx512_emulated;
 #endif
 
 }  // namespace octavo

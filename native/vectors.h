@@ -8,6 +8,8 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -16,6 +18,15 @@ namespace octavo {
 namespace {
 
 #define OCTAVO_INLINE inline __attribute__((always_inline))
+
+// What is one instruction, or a few, where the machine has vectors of this width. Where it has not, a kernel
+// that has them written out at every use takes a minute to build.
+#if OCTAVO_WIDTH == 16 && !defined(OCTAVO_AVX512)
+#define OCTAVO_EMULATED
+#define OCTAVO_STEP __attribute__((noinline))
+#else
+#define OCTAVO_STEP OCTAVO_INLINE
+#endif
 
 constexpr int W = OCTAVO_WIDTH;
 constexpr int IN_REGISTERS = W == 16 ? 24 : 12;  // vectors of sums, beside what is added to them
@@ -30,12 +41,13 @@ template <int I>
 struct Number {
     constexpr operator int() const { return I; }
 };
+template <typename F, int... I>
+OCTAVO_INLINE void repeat(const F& f, std::integer_sequence<int, I...>) {
+    (f(Number<I>()), ...);
+}
 template <int N, typename F>
 OCTAVO_INLINE void repeat(const F& f) {
-    if constexpr (N > 0) {
-        repeat<N - 1>(f);
-        f(Number<N - 1>());
-    }
+    repeat(f, std::make_integer_sequence<int, N>());
 }
 #define OCTAVO_EACH(i) [&](auto i) __attribute__((always_inline))
 
@@ -69,7 +81,7 @@ OCTAVO_INLINE IntVec load(const int32_t* p) {
 OCTAVO_INLINE Vec load(const uint16_t* p) {
 #if OCTAVO_WIDTH == 8
     return (Vec)((IntVec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
-#elif OCTAVO_WIDTH == 16 && defined(OCTAVO_VNNI)
+#elif OCTAVO_WIDTH == 16 && defined(OCTAVO_AVX512)
     return (Vec)((IntVec)_mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_loadu_si256((const __m256i*)p)) << 16);
 #else
     HalfVec half;
@@ -89,7 +101,7 @@ OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
     const IntVec bits = (IntVec)v;
     const IntVec rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     const IntVec halves = v == v ? rounded : splat(0x7FC0);
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
     _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)halves));
 #else
     const HalfVec half = __builtin_convertvector(halves, HalfVec);
@@ -98,7 +110,7 @@ OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
 }
 
 OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
     _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)v));
 #else
     typedef int8_t Narrow __attribute__((vector_size(W)));
@@ -109,7 +121,7 @@ OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
 
 // The greater of each two lanes; b's if either is a NaN.
 OCTAVO_INLINE Vec greater(Vec a, Vec b) {
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
     return (Vec)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b);
 #else
     return a > b ? a : b;
@@ -121,11 +133,32 @@ OCTAVO_INLINE Vec greater(Vec a, Vec b) {
 OCTAVO_INLINE IntVec round_low(Vec x) { return (IntVec)(x + splat(12582912.0f)); }
 OCTAVO_INLINE IntVec round_to_int(Vec x) { return round_low(x) - 0x4B400000; }
 
+// f(0), f(1)… as a vector that is known when this is compiled. Filled by a loop it would be as well, but
+// each use of it takes GCC so long to find that out that a kernel takes twice as long to build.
+template <typename F, int... I>
+constexpr IntVec lanes(const F& f, std::integer_sequence<int, I...>) {
+    return IntVec{f(I)...};
+}
+template <typename F>
+constexpr IntVec lanes(const F& f) {
+    return lanes(f, std::make_integer_sequence<int, W>());
+}
+template <typename F, int... I>
+constexpr ByteVec byte_lanes(const F& f, std::integer_sequence<int, I...>) {
+    return ByteVec{int8_t(f(I))...};
+}
+template <typename F>
+constexpr ByteVec byte_lanes(const F& f) {
+    return byte_lanes(f, std::make_integer_sequence<int, 4 * W>());
+}
+
 // Lanes of a, then of b, by their indices.
-OCTAVO_INLINE IntVec shuffle(IntVec a, IntVec b, IntVec index) {
-#if defined(__clang__)
-    IntVec out;
-    for (int i = 0; i < W; i++) out[i] = index[i] < W ? a[index[i]] : b[index[i] - W];
+template <typename V>
+OCTAVO_STEP V shuffle(V a, V b, V index) {
+#if defined(__clang__) || defined(OCTAVO_EMULATED)
+    constexpr int N = sizeof(V) / sizeof(V{}[0]);
+    V out;
+    for (int i = 0; i < N; i++) out[i] = index[i] < N ? a[index[i]] : b[index[i] - N];
     return out;
 #else
     return __builtin_shuffle(a, b, index);
@@ -139,7 +172,7 @@ OCTAVO_INLINE void fetch_line(const void* p) { __builtin_prefetch(p, 0, W == 16 
 // Have v in a register from here on. GCC would read what is used twice from memory twice, and a loop of
 // few products waits for its reads.
 OCTAVO_INLINE void keep(IntVec& v) {
-#if defined(OCTAVO_VNNI)
+#if defined(OCTAVO_AVX512)
     asm("" : "+v"(v));
 #elif OCTAVO_WIDTH == 8
     asm("" : "+x"(v));
@@ -151,11 +184,8 @@ OCTAVO_INLINE void keep(IntVec& v) {
 // Of each run of 2 H lanes: its first half from a and then from b; its second half likewise.
 template <int H>
 OCTAVO_INLINE void exchange(IntVec& a, IntVec& b) {
-    IntVec low, high;
-    for (int i = 0; i < W; i++) {
-        low[i] = i & H ? W + i - H : i;
-        high[i] = i & H ? W + i : i + H;
-    }
+    constexpr IntVec low = lanes([](int i) { return i & H ? W + i - H : i; });
+    constexpr IntVec high = lanes([](int i) { return i & H ? W + i : i + H; });
     const IntVec first = shuffle(a, b, low), second = shuffle(a, b, high);
     a = first;
     b = second;
@@ -173,12 +203,9 @@ OCTAVO_INLINE void transpose(IntVec (&v)[W]) {
 // Lane i is a's, or where i & H is set b's, plus the same vector's lane that is H lanes away.
 template <int H, typename V>
 OCTAVO_INLINE V sum_pairs(V a, V b) {
-    IntVec own, other, away;
-    for (int i = 0; i < W; i++) {
-        own[i] = i & H ? W + i : i;
-        other[i] = i & H ? i : W + i;
-        away[i] = i ^ H;
-    }
+    constexpr IntVec own = lanes([](int i) { return i & H ? W + i : i; });
+    constexpr IntVec other = lanes([](int i) { return i & H ? i : W + i; });
+    constexpr IntVec away = lanes([](int i) { return i ^ H; });
     const IntVec y = shuffle((IntVec)a, (IntVec)b, other);
     return (V)shuffle((IntVec)a, (IntVec)b, own) + (V)shuffle(y, y, away);
 }
@@ -197,9 +224,8 @@ OCTAVO_INLINE void sum_each(V (&v)[N]) {
 // Each lane, and the one that is H lanes away.
 template <int H, typename V>
 OCTAVO_INLINE V swap_lanes(V v) {
-    IntVec index;
-    for (int i = 0; i < W; i++) index[i] = i ^ H;
-    return (V)shuffle((IntVec)v, (IntVec)v, index);
+    constexpr IntVec away = lanes([](int i) { return i ^ H; });
+    return (V)shuffle((IntVec)v, (IntVec)v, away);
 }
 template <int H = W / 2>
 OCTAVO_INLINE float sum(Vec v) {
@@ -232,7 +258,7 @@ OCTAVO_INLINE float largest_magnitude(const T* x, int64_t n) {
 // 2^x for x <= 0, to 1e-7 of it, or for COARSE to 8e-5; 2e-38 for all that is less, and for
 // -infinity. The coefficients are those with the smallest relative error in -0.5…0.5.
 template <bool COARSE>
-OCTAVO_INLINE Vec exp2(Vec x) {
+OCTAVO_STEP Vec exp2(Vec x) {
     x = greater(splat(-125.0f), x);  // and a NaN stays
     const Vec shifted = x + splat(12582912.0f);
     const Vec f = x - (shifted - splat(12582912.0f));

@@ -1,6 +1,6 @@
 // One piece of a W8A8 linear, written once and built for each instruction set.
 //
-// The products are exact. With VNNI they are of bytes, in fours: weights plus 128, which are unsigned,
+// The products are exact. With VNNI (AVX-512's or AVX's) they are of bytes, in fours: weights plus 128, which are unsigned,
 // by inputs. Without it int8 numbers are widened to int16, whose products are added in pairs into int32.
 // (x86's older product of bytes, `vpmaddubsw`, saturates, and oneDNN's int8 matrix product with it.
 // Inputs' magnitudes, times weights that are given the inputs' signs, would not; but their pairs need a

@@ -1,17 +1,18 @@
 """Attention over int8 pages by integer products: close to what fp32 makes of the same pages.
 
-`emulated` is the code for AVX-512 VNNI with its one instruction spelled out.
+Those emulated are the code for AVX-VNNI and AVX-512 VNNI with its one instruction spelled out.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 import torch
 
 from octavo.kernels import paged
-from octavo.kernels.cpu import attention, library
+from octavo.kernels.cpu import attention, library, linear
 from octavo.kernels.kv_pages import KVPages
 from tests.paging import (
     INT8_ATTEND,
@@ -30,6 +31,7 @@ attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_A
 EVERY = INT8_ATTEND | TRITON
 attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())
 INT8_PRODUCTS = INT8_NATIVE | TRITON
+EIGHT_BITS = [INT8_NATIVE[name] for name in library.ISAS if "vnni" in name or "512" in name]
 product_each = pytest.mark.parametrize("attend", INT8_PRODUCTS.values(), ids=INT8_PRODUCTS.keys())
 native_each = pytest.mark.parametrize("attend", INT8_NATIVE.values(), ids=INT8_NATIVE.keys())
 
@@ -90,9 +92,8 @@ def test_scales_far_apart(attend: Attend) -> None:
     loud = torch.rand(pages.keys.shape[:3], generator=generator)[..., None] < 0.1
     values = torch.where(loud, 30 * pages.values, pages.values)
     keys = torch.where(loud, 0.1 * pages.keys, pages.keys)
-    # AVX-512's products have 8 bits for the weights, of which the loud values take most.
-    eight_bits = attend in (INT8_NATIVE["avx512"], INT8_NATIVE["emulated"])
-    limit = 0.03 if eight_bits else 0.01
+    # VNNI's products have 8 bits for the weights, of which the loud values take most.
+    limit = 0.03 if attend in EIGHT_BITS else 0.01
     assert relative_error(attend, q, quantised(KVPages(keys, values)), *rest, None) < limit
 
 
@@ -138,11 +139,17 @@ def test_a_nan_is_not_rounded_away(attend: Attend, what: str) -> None:
 
 
 def test_of_the_instructions_there_are_the_widest_that_compute_right_are_taken(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loaded = library.load()
-    if loaded is None or loaded.octavo_best_isa() == 0:
+    if library.load() is None or library.widest() == 0:
         pytest.skip("no more than one to choose from here")
-    best, right = loaded.octavo_best_isa(), attention._is_right
-    monkeypatch.setattr(attention, "_is_right", lambda isa: isa < best and right(isa))
-    assert attention.best_isa.__wrapped__() == best - 1
+    best = library.widest()
+    narrower = max(isa for isa in range(best) if library.runs(isa))
+    for kernel, what in ((attention, "attention"), (linear, "a linear")):
+        right = kernel._is_right
+        monkeypatch.setattr(kernel, "_is_right", lambda isa, right=right: isa < best and right(isa))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "octavo"):
+            assert kernel.best_isa.__wrapped__() == narrower
+        assert f"{what} by {library.ISAS[best]}" in caplog.text
+        assert f"that by {library.ISAS[narrower]} runs" in caplog.text

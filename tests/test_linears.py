@@ -170,7 +170,7 @@ def test_a_packed_linear_computes_what_it_did() -> None:
     before = module(x)
     module.pack()
     module.pack()  # once more is nothing
-    packed = linear.usable() or onednn.usable()
+    packed = linear.best_isa() is not None or onednn.usable()
     assert (module.weight is None) == packed
     assert torch.allclose(module(x), before, rtol=1e-6)
     assert torch.equal(module(quantized.quantize_per_token(x)), module(x))
@@ -181,8 +181,8 @@ def test_onednn_multiplies_where_there_is_amx(
     has_amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onednn, "multiplies_tiles", lambda: has_amx)
-    for usable in (onednn.usable, linear.usable):
-        monkeypatch.setattr(usable.__module__ + ".usable", lambda: True)
+    monkeypatch.setattr(onednn, "usable", lambda: True)
+    monkeypatch.setattr(linear, "best_isa", lambda: 0)
     weight = random_linear((1, 24, 64))[1]
     packed = w8a8.pack_w8a8(weight)
     require(0)
@@ -199,7 +199,7 @@ def test_an_odd_number_of_inputs_has_only_the_definition() -> None:
 @pytest.fixture
 def reconsidered() -> Iterator[None]:
     """What can be used is tried anew, and again after the test."""
-    cached = (library.load, linear.usable, onednn.usable)
+    cached = (library.load, linear.best_isa, onednn.usable)
     for each in cached:
         each.cache_clear()
     yield
@@ -219,7 +219,7 @@ def test_without_the_library_linears_run_on_pytorch_and_say_so_once(
         monkeypatch.setattr(library, "LIBRARY", tmp_path / "_native.so")
     else:
         require(0)
-        linear.usable.cache_clear()
+        linear.best_isa.cache_clear()
         monkeypatch.setattr(linear.PanelWeight, "multiply", lambda *_: torch.zeros(7, 33))
     monkeypatch.setattr(onednn, "OneDNNWeight", None)  # as in a release without the operator
     x, weight, weight_scale = random_linear((4, 24, 64))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo.kernels import fused, paged
 from octavo.kernels.cpu import library as native
-from octavo.kernels.cpu.library import FLOATS, ISAS
+from octavo.kernels.cpu.library import FLOATS
 from octavo.kernels.kv_pages import KVPages, quantize_kv
 from octavo.kernels.lens import Lens
 
@@ -65,21 +65,8 @@ def paged_attention(
 
 @cache
 def best_isa() -> int | None:
-    """The widest instructions here that compute right, an index into ISAS; None: not the library.
-
-    That some compute wrong is said once.
-    """
-    library = native.load()
-    if library is None:
-        return None
-    best = library.octavo_best_isa()
-    for isa in range(best, -1, -1):
-        if _is_right(isa):
-            if isa < best:
-                native.distrust(f"attention by {ISAS[best]}", f"that by {ISAS[isa]}")
-            return isa
-    native.distrust("attention")
-    return None
+    """The widest instructions that compute right here, by ISAS; None: not the library."""
+    return native.widest_right(_is_right, "attention")
 
 
 def serves(q: Tensor, pages: KVPages) -> bool:

@@ -25,7 +25,8 @@ from octavo.kernels.cpu.arena import Arena, ArenaFull
 
 logger = logging.getLogger("octavo")
 
-ISAS = ("portable", "avx2", "avx512", "emulated")  # by their numbers in native/isa.h
+# By their numbers in native/isa.h; those emulated are for tests.
+ISAS = ("portable", "avx2", "avx_vnni", "avx512", "avx_vnni_emulated", "avx512_emulated")
 FLOATS = (torch.float32, torch.bfloat16)  # that the library computes with
 # Who is told of calls: where the function is, its arguments, and the instructions.
 Recorder = Callable[[int, ctypes.Structure, int], None]
@@ -61,6 +62,27 @@ def computes_right(is_right: Callable[[], bool], what: str) -> bool:
         distrust(what)
         return False
     return True
+
+
+def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
+    """The widest instructions here by which a kernel computes right, an index into ISAS.
+
+    None: not the library. That some compute wrong is said.
+
+    Args:
+        is_right: the self-check, by given instructions.
+        what: is checked.
+    """
+    if load() is None:
+        return None
+    best = widest()
+    for isa in filter(runs, range(best, -1, -1)):
+        if is_right(isa):
+            if isa < best:
+                distrust(f"{what} by {ISAS[best]}", f"that by {ISAS[isa]}")
+            return isa
+    distrust(what)
+    return None
 
 
 class _OfThread(threading.local):

@@ -51,7 +51,7 @@ class PanelWeight:
 
     Args:
         weight: [N, K] int8, K a multiple of 4.
-        isa: the instructions that multiply it, an index into ISAS; None: the widest here.
+        isa: the instructions that multiply it, an index into ISAS; None: `best_isa`'s.
 
     Attributes:
         shape: (out_features, in_features).
@@ -62,7 +62,9 @@ class PanelWeight:
     def __init__(self, weight: Tensor, isa: int | None = None) -> None:
         n_outputs, n_inputs = weight.shape
         self.shape = (n_outputs, n_inputs)
-        self.isa = native.widest() if isa is None else isa
+        isa = best_isa() if isa is None else isa
+        assert isa is not None, "not without the library"
+        self.isa = isa
         self.panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
         weight = weight.contiguous()
         library = native.load()
@@ -109,18 +111,18 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     n_tokens = x.shape[0]
     most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
     serves = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE or not usable():
+    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE or best_isa() is None:
         return widened.linear(x, weight)
-    return _linear_bf16(x, weight)
+    return _linear_bf16(x, weight, best_isa())
 
 
 @cache
-def usable() -> bool:
-    """Whether the library is there and computes right, which is tried once."""
-    return native.computes_right(_is_right, "a linear")
+def best_isa() -> int | None:
+    """The widest instructions that compute right here, by ISAS; None: not the library."""
+    return native.widest_right(_is_right, "a linear")
 
 
-def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
+def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None) -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     out = native.empty((x.shape[0], weight.shape[0]), torch.bfloat16)
     call = _BF16Call(
@@ -131,7 +133,7 @@ def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None = None) -> Tensor:
     return out
 
 
-def _is_right() -> bool:
+def _is_right(isa: int) -> bool:
     """Small products against their definitions, at the ends of the range."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (33, 64), generator=generator, dtype=torch.int8)
@@ -140,10 +142,10 @@ def _is_right() -> bool:
     x = torch.randn(7, 64, generator=generator)
     x[0] = 1
     tokens = quantized.quantize_per_token(x)
-    product = PanelWeight(weight).multiply(tokens, weight_scale)
+    product = PanelWeight(weight, isa).multiply(tokens, weight_scale)
     expected = quantized.linear_w8a8(tokens, weight, weight_scale)
     half, weight = x.bfloat16(), weight.bfloat16()
     close = torch.allclose(
-        _linear_bf16(half, weight).float(), reference.linear(half, weight).float(), rtol=0.01
+        _linear_bf16(half, weight, isa).float(), reference.linear(half, weight).float(), rtol=0.01
     )
     return close and torch.equal(product, expected)

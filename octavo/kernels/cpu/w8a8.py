@@ -25,7 +25,7 @@ def pack_w8a8(weight: Tensor) -> PackedWeight | None:
     Returns:
         The packed weight, which is a copy; None where only the definition serves.
     """
-    by_panels = PanelWeight.serves(weight) and linear.usable()
+    by_panels = PanelWeight.serves(weight) and linear.best_isa() is not None
     if by_panels and not onednn.multiplies_tiles():
         return PanelWeight(weight)
     if OneDNNWeight.serves(weight) and onednn.usable():

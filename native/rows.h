@@ -5,11 +5,13 @@
 
 namespace octavo {
 
-// One call of `octavo.kernels.add`, `rms_norm` or `silu_mul`, or of `quantize_per_token`,
-// `rms_norm_quantize` or `silu_mul_quantize`; shapes and meaning are theirs.
+// One call of `octavo.kernels.rms_norm`, `add_rms_norm` or `silu_mul`, or of `quantize_per_token` or one
+// of the same names with `_quantize`; shapes and meaning are theirs.
 struct RowsCall {
     const void* x;       // [T, K] fp32 or bf16; the gate of SiLU·mul
-    const void* second;  // the norm's weight [K]; what is added, or up [T, K]; of x's dtype
+    const void* added;   // [T, K] of x's dtype, or null: it makes a total with x, which takes
+    void* total;         // x's place, [T, K] of x's dtype
+    const void* second;  // the norm's weight [K], or up [T, K], of x's dtype
     void* out;           // [T, K] int8 with scales, else of x's dtype
     float* scale;        // [T], or null
     int64_t n_tokens;
@@ -20,7 +22,7 @@ struct RowsCall {
     double eps;  // of the norm
 };
 
-enum RowOperation { AS_IT_IS = 0, RMS_NORM = 1, SILU_MUL = 2, ADD = 3 };
+enum RowOperation { AS_IT_IS = 0, RMS_NORM = 1, SILU_MUL = 2 };
 
 constexpr int64_t COLUMN_MULTIPLE = 16;
 

@@ -39,17 +39,17 @@ void quantize_row(const float* row, int64_t n, int8_t* q, float* scale) {
 }
 
 template <typename T>
-void add(const T* x, const T* y, float* row, int64_t n) {
-    for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i) + load(y + i));
-}
-
-template <typename T>
 void run_token(const RowsCall& call, int64_t token, float* row) {
     const int64_t n = call.n_columns, at = token * n;
     const T *x = (const T*)call.x + at, *second = (const T*)call.second;
+    if (call.added) {
+        const T* const added = (const T*)call.added + at;
+        T* const total = (T*)call.total + at;
+        for (int64_t i = 0; i < n; i += W) store(total + i, load(x + i) + load(added + i));
+        x = total;
+    }
     if (call.operation == RMS_NORM) rms_norm(x, second, row, n, float(call.eps));
     else if (call.operation == SILU_MUL) silu_mul(x, second + at, row, n);
-    else if (call.operation == ADD) add(x, second + at, row, n);
     else
         for (int64_t i = 0; i < n; i += W) store(row + i, load(x + i));
     if (call.scale) quantize_row(row, n, (int8_t*)call.out + at, call.scale + token);

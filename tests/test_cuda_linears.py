@@ -215,8 +215,11 @@ def test_norms_and_gates_are_rounded_as_defined(
     x = (torch.randn(shape, device=DEVICE) * 8).to(dtype)
     second = torch.randn(shape, device=DEVICE).to(dtype)
     weight = torch.rand(shape[1], device=DEVICE).to(dtype)
+    total, normed_total = backend.add_rms_norm(x, second, weight, 1e-5)
+    assert torch.equal(total, x + second)
     for result, expected in (
         (quantize._rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5)),
+        (normed_total, reference.rms_norm(total, weight, 1e-5)),
         (quantize._silu_mul(x, second), reference.silu_mul(x, second)),
     ):
         assert result.dtype == dtype
@@ -233,12 +236,16 @@ def test_rows_of_any_length_are_quantised_as_defined_and_nothing_else_is_written
 ) -> None:
     x, second = (torch.randn(3, n_columns, device=DEVICE).to(dtype) for _ in range(2))
     weight = torch.rand(n_columns, device=DEVICE).to(dtype)
-    x[1] = 0
+    x[1] = second[1] = 0
     for result, expected in (
         (quantize._quantize(x), quantized.quantize_per_token(x)),
         (
             quantize._rms_norm_quantize(x, weight, 1e-5),
             quantized.rms_norm_quantize(x, weight, 1e-5),
+        ),
+        (
+            backend.add_rms_norm_quantize(x, second, weight, 1e-5)[1],
+            quantized.rms_norm_quantize(x + second, weight, 1e-5),
         ),
         (quantize._silu_mul_quantize(x, second), quantized.silu_mul_quantize(x, second)),
     ):

@@ -12,7 +12,6 @@ from torch import Tensor
 from octavo import Transformer
 from octavo.evaluate.divergence import Divergence, kl_divergence
 from octavo.evaluate.outliers import with_outliers
-from octavo.model.transformer import RMSNorm
 from tests.checkpoints import random_state, small_config, write_mistral
 
 
@@ -80,9 +79,10 @@ def test_a_model_with_outliers_is_the_same_function(tmp_path: Path) -> None:
     expected = original(ids, [60])
     torch.testing.assert_close(changed(ids, [60]), expected, rtol=0, atol=1e-4 * expected.std())
     largest: list[Tensor] = []
-    for module in changed.modules():
-        if isinstance(module, RMSNorm) and module is not changed.norm:
-            module.register_forward_hook(lambda _m, _i, out: largest.append(out.abs().amax(0)))
+    for i in range(config.n_layers):
+        for name in ("attention.wq", "feed_forward.w1"):  # that are given what norms give
+            linear = changed.get_submodule(f"layers.{i}.{name}")
+            linear.register_forward_pre_hook(lambda _, x: largest.append(x[0].abs().amax(0)))
     changed(ids, [60])
     assert len(largest) == 2 * config.n_layers
     for channels in largest:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo import kernels
+from octavo.kernels import reference
 from octavo.kernels.cpu import library, rows
 from octavo.kernels.cpu.arena import Arena
 from octavo.kernels.cpu.recording import NotRecorded, Recording
@@ -19,14 +20,14 @@ pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
 @pytest.fixture(autouse=True)
 def _self_checked() -> None:
     """So that no kernel is tried within a recording."""
-    assert rows.usable() and kernels.add(torch.zeros(1, 16), torch.zeros(1, 16)) is not None
+    assert rows.usable() and kernels.silu_mul(torch.zeros(1, 16), torch.zeros(1, 16)) is not None
 
 
 def test_a_replay_reads_its_inputs_anew() -> None:
     x, y, weight = torch.randn(3, 64), torch.randn(3, 64), torch.rand(64)
     recording = Recording(Arena(2**16))
     with recording.record():
-        total = kernels.add(x, y)
+        total, _ = kernels.add_rms_norm(x, y, weight, 1e-5)
         result = kernels.rms_norm(total.flatten().view(3, 64), weight, 1e-5)
     assert torch.equal(result, kernels.rms_norm(x + y, weight, 1e-5))
     for tensor in (x, y, weight):
@@ -59,7 +60,8 @@ def test_what_pytorch_computes_is_refused(what: str, compute: object) -> None:
     x = torch.randn(4, 64)
     with pytest.raises(NotRecorded, match="PyTorch's"), Recording(Arena(2**16)).record():
         compute(x)
-    assert torch.equal(kernels.add(x, x), x + x)  # nothing is recorded any more
+    expected = reference.silu_mul(x, x)
+    torch.testing.assert_close(kernels.silu_mul(x, x), expected)  # nothing is recorded any more
 
 
 def test_views_are_not_refused() -> None:
@@ -74,22 +76,22 @@ def test_another_threads_calls_are_not_recorded() -> None:
     recording = Recording(Arena(2**16))
     others: list[Tensor] = []
     with recording.record():
-        thread = threading.Thread(target=lambda: others.append(kernels.add(x, x)))
+        thread = threading.Thread(target=lambda: others.append(kernels.silu_mul(x, x)))
         thread.start()
         thread.join()
-        total = kernels.add(x, y)
+        gated = kernels.silu_mul(x, y)
     [other] = others
     other.zero_()
     recording.overwrite()
     recording.replay()
-    assert torch.equal(total, x + y) and not other.any()
+    assert torch.equal(gated, kernels.silu_mul(x, y)) and not other.any()
 
 
 def test_a_call_that_cannot_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 64)
     recording = Recording(Arena(2**16))
     with recording.record():
-        kernels.add(x, x)
+        kernels.silu_mul(x, x)
     assert recording._calls is not None
     recording._calls[0].isa = 99
     with pytest.raises(ValueError, match="did not run"):

@@ -5,7 +5,8 @@ The model calls these names and never asks which implementation answers.
 
 from octavo.kernels.cpu.w8a8 import PackedWeight
 from octavo.kernels.dispatch import (
-    add,
+    add_rms_norm,
+    add_rms_norm_quantize,
     attention,
     linear,
     linear_w8a8,
@@ -41,7 +42,8 @@ __all__ = [
     "Lens",
     "PackedWeight",
     "QuantizedTokens",
-    "add",
+    "add_rms_norm",
+    "add_rms_norm_quantize",
     "apply_rotary",
     "attention",
     "dequantize_groups",

@@ -48,11 +48,6 @@ def reuse_memory(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """As `reference.add`."""
-    return _of(x).add(x, y)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
     return _of(x).rms_norm(x, weight, eps)
@@ -61,6 +56,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     """As `quantized.rms_norm_quantize`."""
     return _of(x).rms_norm_quantize(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `reference.add_rms_norm`."""
+    return _of(x).add_rms_norm(x, y, weight, eps)
+
+
+def add_rms_norm_quantize(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, QuantizedTokens]:
+    """As `quantized.add_rms_norm_quantize`."""
+    return _of(x).add_rms_norm_quantize(x, y, weight, eps)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from octavo.kernels.append import rotary_append
 from octavo.kernels.fused import attention
 from octavo.kernels.paged import attention as paged_attention
 from octavo.kernels.quantized import (
+    add_rms_norm_quantize,
     linear_w8a8,
     linears_w8a8,
     quantize_per_token,
     rms_norm_quantize,
     silu_mul_quantize,
 )
-from octavo.kernels.reference import add, rms_norm, silu_mul
+from octavo.kernels.reference import add_rms_norm, rms_norm, silu_mul
 from octavo.kernels.widened import linear
 
 
@@ -28,7 +29,8 @@ def reuse_memory() -> AbstractContextManager[None]:
 
 
 __all__ = [
-    "add",
+    "add_rms_norm",
+    "add_rms_norm_quantize",
     "attention",
     "linear",
     "linear_w8a8",

@@ -50,6 +50,14 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     return quantize_per_token(normed)._replace(dtype=x.dtype)
 
 
+def add_rms_norm_quantize(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, QuantizedTokens]:
+    """`reference.add_rms_norm` whose norm is `rms_norm_quantize`; arguments as in the first."""
+    total = x + y
+    return total, rms_norm_quantize(total, weight, eps)
+
+
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
     """`silu_mul` and `quantize_per_token` in one, in fp32 all through; the first's arguments."""
     product = silu_mul(gate.float(), up.float())

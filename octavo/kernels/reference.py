@@ -9,11 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, both [T, dim], rounded to their dtype: what a block gives, added to the stream."""
-    return x + y
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight, the mean in fp32 (Zhang & Sennrich 2019, eq. 4).
 
@@ -25,6 +20,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What a block gives, added to the stream, and the norm before the next block.
+
+    Args:
+        x, y: [T, dim], of one float dtype.
+        weight, eps: as in `rms_norm`.
+
+    Returns:
+        x + y, rounded to their dtype, and its `rms_norm`.
+    """
+    total = x + y
+    return total, rms_norm(total, weight, eps)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

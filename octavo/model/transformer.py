@@ -53,11 +53,21 @@ class RMSNorm(nn.Module):
         """[T, dim] to the same, in x's dtype."""
         return kernels.rms_norm(x, self.weight, self.eps)
 
-    def for_linears(self, x: Tensor) -> LinearInput:
-        """The same as the linears after it take it."""
-        if self.quantizes:
-            return kernels.rms_norm_quantize(x, self.weight, self.eps)
-        return self(x)
+    def for_linears(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, LinearInput]:
+        """The stream and its norm, as the linears after it take it.
+
+        Args:
+            x: the stream, [T, dim].
+            added: what the block before gives, [T, dim], which is added first; None for nothing.
+
+        Returns:
+            x + added, and the norm of that.
+        """
+        if added is None:
+            norm = kernels.rms_norm_quantize if self.quantizes else kernels.rms_norm
+            return x, norm(x, self.weight, self.eps)
+        add_norm = kernels.add_rms_norm_quantize if self.quantizes else kernels.add_rms_norm
+        return add_norm(x, added, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
@@ -93,14 +103,25 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [T, dim]
+        x: Tensor,
+        added: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm.for_linears(x), rotary, seqlens, batch)
-        x = kernels.add(x, attended)
-        return kernels.add(x, self.feed_forward(self.ffn_norm.for_linears(x)))
+    ) -> tuple[Tensor, Tensor]:
+        """Norms add what the block before gave, so that the stream is read once for both.
+
+        Args:
+            x: the stream, [T, dim].
+            added: what the layer before gave, still to be added to it; None for nothing.
+            rotary, seqlens, batch: as in `Attention.attend`.
+
+        Returns:
+            The stream, and what is still to be added to it after this layer.
+        """
+        x, normed = self.attention_norm.for_linears(x, added)
+        x, normed = self.ffn_norm.for_linears(x, self.attention(normed, rotary, seqlens, batch))
+        return x, self.feed_forward(normed)
 
 
 def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
@@ -260,9 +281,12 @@ class Transformer(nn.Module):
         batch: PassPages | None,
     ) -> Tensor:
         """The same, of embeddings [T, dim] and the angles of their positions."""
+        added: Tensor | None = None
         for layer in self.layers:
-            x = layer(x, rotary, seqlens, batch)
-        return self.norm(x)
+            x, added = layer(x, added, rotary, seqlens, batch)
+        _, normed = self.norm.for_linears(x, added)
+        assert isinstance(normed, Tensor)
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, dim] to fp32 [T, vocab_size]; ask only for the rows that are needed."""

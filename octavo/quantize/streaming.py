@@ -154,7 +154,8 @@ class StreamingQuantizer:
         for chunk in self.held_out:
             rows = self._own_rows(chunk)
             x = source_original.read(rows).to(self.device)
-            target_original.write(rows, layer(x, self._angles(chunk), chunk.seqlens, None))
+            x, added = layer(x, None, self._angles(chunk), chunk.seqlens, None)
+            target_original.write(rows, x + added)
         quantize_layer(
             layer,
             index,

@@ -5,7 +5,8 @@ from octavo.kernels.cpu.attention import attention, paged_attention
 from octavo.kernels.cpu.library import reuse_memory
 from octavo.kernels.cpu.linear import linear
 from octavo.kernels.cpu.rows import (
-    add,
+    add_rms_norm,
+    add_rms_norm_quantize,
     quantize_per_token,
     rms_norm,
     rms_norm_quantize,
@@ -15,7 +16,8 @@ from octavo.kernels.cpu.rows import (
 from octavo.kernels.cpu.w8a8 import linear_w8a8, linears_w8a8, pack_w8a8
 
 __all__ = [
-    "add",
+    "add_rms_norm",
+    "add_rms_norm_quantize",
     "attention",
     "linear",
     "linear_w8a8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,23 +15,18 @@ from octavo.kernels.cpu.library import FLOATS
 from octavo.kernels.quantized import QuantizedTokens
 
 COLUMN_MULTIPLE = 16  # as in native/rows.h
-_AS_IT_IS, _RMS_NORM, _SILU_MUL, _ADD = range(4)
+_AS_IT_IS, _RMS_NORM, _SILU_MUL = range(3)
 
 
 class _Call(ctypes.Structure):
     """`RowsCall` of native/rows.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "second", "out", "scale")),
+        *((name, ctypes.c_void_p) for name in ("x", "added", "total", "second", "out", "scale")),
         *((name, ctypes.c_int64) for name in ("n_tokens", "n_columns", "operation", "n_threads")),
         ("is_bf16", ctypes.c_int64),
         ("eps", ctypes.c_double),
     )
-
-
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """As `octavo.kernels.reference.add`, bit by bit."""
-    return _run(_ADD, x, y) if _serves(x, y) else reference.add(x, y)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -38,6 +34,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not _serves(x, weight):
         return reference.rms_norm(x, weight, eps)
     return _run(_RMS_NORM, x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `octavo.kernels.reference.add_rms_norm`, the sum bit by bit and its norm rounded once."""
+    if not (_serves(x, weight) and x.dtype == y.dtype):
+        return reference.add_rms_norm(x, y, weight, eps)
+    total = native.empty(x.shape, x.dtype)
+    return total, _run(_RMS_NORM, x, weight, eps, added=y, total=total)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -55,6 +59,16 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     if not _serves(x, weight):
         return quantized.rms_norm_quantize(x, weight, eps)
     return _quantize(_RMS_NORM, x, weight, eps)
+
+
+def add_rms_norm_quantize(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, QuantizedTokens]:
+    """As `octavo.kernels.quantized.add_rms_norm_quantize`, same arguments."""
+    if not (_serves(x, weight) and x.dtype == y.dtype):
+        return quantized.add_rms_norm_quantize(x, y, weight, eps)
+    total = native.empty(x.shape, x.dtype)
+    return total, _quantize(_RMS_NORM, x, weight, eps, added=y, total=total)
 
 
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
@@ -81,24 +95,18 @@ def _serves(x: Tensor, second: Tensor) -> bool:
     )
 
 
-def _run(
-    operation: int, x: Tensor, second: Tensor, eps: float = 0.0, isa: int | None = None
-) -> Tensor:
+def _run(operation: int, x: Tensor, second: Tensor, eps: float = 0.0, **rest: Any) -> Tensor:
     out = native.empty(x.shape, x.dtype)
-    _call(operation, x, second, out, None, eps, isa)
+    _call(operation, x, second, out, None, eps, **rest)
     return out
 
 
 def _quantize(
-    operation: int,
-    x: Tensor,
-    second: Tensor | None = None,
-    eps: float = 0.0,
-    isa: int | None = None,
+    operation: int, x: Tensor, second: Tensor | None = None, eps: float = 0.0, **rest: Any
 ) -> QuantizedTokens:
     q = native.empty(x.shape, torch.int8)
     scale = native.empty((x.shape[0], 1), torch.float32)
-    _call(operation, x, x if second is None else second, q, scale, eps, isa)
+    _call(operation, x, x if second is None else second, q, scale, eps, **rest)
     return QuantizedTokens(q, scale, x.dtype)
 
 
@@ -109,12 +117,17 @@ def _call(
     out: Tensor,
     scale: Tensor | None,
     eps: float,
-    isa: int | None,
+    *,
+    added: Tensor | None = None,
+    total: Tensor | None = None,
+    isa: int | None = None,
 ) -> None:
+    """One call of the library; `added` to x makes the `total` that takes its place."""
     x, second = x.contiguous(), second.contiguous()
+    added = None if added is None else added.contiguous()
     call = _Call(
-        *native.pointers((x, second, out, scale)), *x.shape, operation, torch.get_num_threads(),
-        x.dtype == torch.bfloat16, eps,
+        *native.pointers((x, added, total, second, out, scale)), *x.shape, operation,
+        torch.get_num_threads(), x.dtype == torch.bfloat16, eps,
     )  # fmt: skip
     native.run("octavo_rows", call, isa)
 
@@ -126,9 +139,12 @@ def _is_right() -> bool:
     x[0] = 1
     tokens, found = quantized.quantize_per_token(x), _quantize(_AS_IT_IS, x)
     same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
+    total = torch.empty_like(x)
+    normed = _run(_RMS_NORM, x, y[0], 1e-5, added=y, total=total)
     return (
         same
-        and torch.equal(_run(_ADD, x, y), reference.add(x, y))
+        and torch.equal(total, x + y)
+        and torch.allclose(normed, reference.rms_norm(total, y[0], 1e-5))
         and torch.allclose(_run(_RMS_NORM, x, y[0], 1e-5), reference.rms_norm(x, y[0], 1e-5))
         and torch.allclose(_run(_SILU_MUL, x, y), reference.silu_mul(x, y), rtol=1e-4)
     )

@@ -3,6 +3,8 @@
 from octavo.kernels.cuda.append import rotary_append
 from octavo.kernels.cuda.attention import attention, paged_attention
 from octavo.kernels.cuda.quantize import (
+    add_rms_norm,
+    add_rms_norm_quantize,
     quantize_per_token,
     rms_norm,
     rms_norm_quantize,
@@ -10,10 +12,11 @@ from octavo.kernels.cuda.quantize import (
     silu_mul_quantize,
 )
 from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
-from octavo.kernels.plain import add, linear, pack_w8a8, reuse_memory
+from octavo.kernels.plain import linear, pack_w8a8, reuse_memory
 
 __all__ = [
-    "add",
+    "add_rms_norm",
+    "add_rms_norm_quantize",
     "attention",
     "linear",
     "linear_w8a8",

@@ -27,6 +27,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rms_norm(x, weight, eps)
 
 
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `octavo.kernels.reference.add_rms_norm`, same arguments."""
+    if not (_serves(x) and x.dtype == y.dtype == weight.dtype and usable()):
+        return plain.add_rms_norm(x, y, weight, eps)
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return total, _rms_norm(x, weight, eps, y, total)
+
+
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """As `octavo.kernels.reference.silu_mul`, same arguments."""
     if not (_serves(gate) and up.dtype == gate.dtype and usable()):
@@ -48,6 +56,16 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     return _rms_norm_quantize(x, weight, eps)
 
 
+def add_rms_norm_quantize(
+    x: Tensor, y: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, QuantizedTokens]:
+    """As `octavo.kernels.quantized.add_rms_norm_quantize`, same arguments."""
+    if not (_serves(x) and x.dtype == y.dtype and usable()):
+        return plain.add_rms_norm_quantize(x, y, weight, eps)
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return total, _rms_norm_quantize(x, weight, eps, y, total)
+
+
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
     """As `octavo.kernels.quantized.silu_mul_quantize`, same arguments."""
     if not (_serves(gate) and usable()):
@@ -65,10 +83,18 @@ def _serves(x: Tensor) -> bool:
     return runs_on(x) and x.dtype in FLOATS and x.shape[-1] <= MOST_COLUMNS
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    added: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
+    """Of x; or of x + `added`, which goes to `total`."""
     x, weight = x.contiguous(), weight.contiguous()
+    added = None if added is None else added.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _rms_norm_kernel[(len(x),)](x, weight, out, eps, x.shape[1], **_options(x))
+    _rms_norm_kernel[(len(x),)](x, added, total, weight, out, eps, x.shape[1], **_options(x))
     return out
 
 
@@ -85,10 +111,18 @@ def _quantize(x: Tensor) -> QuantizedTokens:
     return tokens
 
 
-def _rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
+def _rms_norm_quantize(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    added: Tensor | None = None,
+    total: Tensor | None = None,
+) -> QuantizedTokens:
+    """As `_rms_norm`, in int8."""
     x, weight, tokens = x.contiguous(), weight.contiguous(), _empty_tokens(x)
+    added = None if added is None else added.contiguous()
     _rms_norm_quantize_kernel[(len(x),)](
-        x, weight, tokens.q, tokens.scale, eps, x.shape[1], **_options(x)
+        x, added, total, weight, tokens.q, tokens.scale, eps, x.shape[1], **_options(x)
     )
     return tokens
 
@@ -121,10 +155,21 @@ def _row(x: tl.tensor, row: tl.tensor, columns: tl.tensor, n_columns: tl.tensor)
 
 @triton.jit
 def _unit_row(
-    x: tl.tensor, row: tl.tensor, columns: tl.tensor, n_columns: tl.tensor, eps: tl.tensor
+    x: tl.tensor,
+    added: tl.tensor,
+    total: tl.tensor,
+    row: tl.tensor,
+    columns: tl.tensor,
+    n_columns: tl.tensor,
+    eps: tl.tensor,
 ) -> tl.tensor:
-    """A row over the root of its mean square."""
+    """A row over the root of its mean square; where something is added to it, of the total."""
     values = _row(x, row, columns, n_columns)
+    if added is not None:
+        values += _row(added, row, columns, n_columns)
+        stored = rounded(values, total.dtype.element_ty)
+        tl.store(total + row * n_columns + columns, stored, columns < n_columns)
+        values = stored.to(tl.float32)
     return values * tl.rsqrt(tl.sum(values * values, 0) / n_columns + eps)
 
 
@@ -158,6 +203,8 @@ def _quantize_kernel(
 @triton.jit
 def _rms_norm_quantize_kernel(
     x: tl.tensor,
+    added: tl.tensor,
+    total: tl.tensor,
     weight: tl.tensor,
     q: tl.tensor,
     scale: tl.tensor,
@@ -166,7 +213,8 @@ def _rms_norm_quantize_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    normed = _unit_row(x, row, columns, n_columns, eps) * _row(weight, 0, columns, n_columns)
+    unit = _unit_row(x, added, total, row, columns, n_columns, eps)
+    normed = unit * _row(weight, 0, columns, n_columns)
     _store_quantized(normed, q, scale, row, columns, n_columns)
 
 
@@ -187,6 +235,8 @@ def _silu_mul_quantize_kernel(
 @triton.jit
 def _rms_norm_kernel(
     x: tl.tensor,
+    added: tl.tensor,
+    total: tl.tensor,
     weight: tl.tensor,
     out: tl.tensor,
     eps: tl.tensor,
@@ -196,7 +246,8 @@ def _rms_norm_kernel(
     """Rounded before the weight as well as after, as the definition does."""
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     dtype: tl.constexpr = out.dtype.element_ty
-    unit = rounded(_unit_row(x, row, columns, n_columns, eps), dtype).to(tl.float32)
+    unit = _unit_row(x, added, total, row, columns, n_columns, eps)
+    unit = rounded(unit, dtype).to(tl.float32)
     normed = rounded(unit * _row(weight, 0, columns, n_columns), dtype)
     tl.store(out + row * n_columns + columns, normed, columns < n_columns)
 
@@ -230,9 +281,13 @@ def _is_right() -> bool:
         and (found.q[numbers].int() - expected.q[numbers].int()).abs().max() <= 1
         for found, expected in pairs
     )
-    half = x.bfloat16()
+    half, half_weight = x.bfloat16(), weight.bfloat16()
+    total = torch.empty_like(half)
+    normed = _rms_norm(half, half_weight, 1e-5, half.flip(0), total)
     floats = [
-        (_rms_norm(half, weight.bfloat16(), 1e-5), plain.rms_norm(half, weight.bfloat16(), 1e-5)),
+        (_rms_norm(half, half_weight, 1e-5), plain.rms_norm(half, half_weight, 1e-5)),
+        (normed, plain.rms_norm(total, half_weight, 1e-5)),
+        (total, half + half.flip(0)),
         (_silu_mul(half, half), plain.silu_mul(half, half)),
     ]
     return quantised and all(

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo import kernels
 from octavo.device import to_device
 from octavo.engine.sampling_params import SamplingParams
 
-BLOCK = 256  # tokens whose maximum or sum is taken first
+BLOCK = 256  # tokens whose maximum or sum is taken first,
+FEW = 32  # and of which the few likeliest are looked for
 CANDIDATES = (256, 4096)  # the likeliest, among which top_p is looked for before all are sorted
 _NEVER = float("-inf")
 
@@ -38,8 +40,12 @@ def sample(
     drawn = [row for row, each in enumerate(params) if not each.greedy]
     if drawn:
         index = to_device(torch.tensor(drawn), logits.device)
-        rows = logits[index] if len(drawn) < len(params) else logits
-        chosen = _draw(rows, [params[row] for row in drawn], [uniforms[row] for row in drawn])
+        with kernels.reuse_memory(logits.device):
+            weights = kernels.empty((len(drawn), logits.shape[1]), logits.dtype, logits.device)
+            torch.index_select(logits, 0, index, out=weights).sub_(best[index, None])
+            chosen = _draw(
+                weights, [params[row] for row in drawn], [uniforms[row] for row in drawn]
+            )
         tokens = tokens.index_copy(0, index, chosen)
     sampled: list[int] = tokens.masked_fill(best.isnan(), -1).tolist()
     return sampled
@@ -81,22 +87,31 @@ def adjust(
     return logits
 
 
-def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
-    """One token from each row's distribution, by inverting its cumulative sum; [R] int64."""
+def _draw(weights: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
+    """One token from each row's distribution, by inverting its cumulative sum.
+
+    Args:
+        weights: [R, vocab_size], logits less the row's greatest. They become the tokens' weights in
+            place: of a vocabulary of 131,072 each copy is half a megabyte a row, and to have that
+            much memory from the system anew takes longer than to compute with it.
+
+    Returns:
+        [R] int64.
+    """
 
     def column(name: str) -> Tensor:
         values = [getattr(each, name) for each in params]
-        return to_device(torch.tensor(values, dtype=torch.float32)[:, None], logits.device)
+        return to_device(torch.tensor(values, dtype=torch.float32)[:, None], weights.device)
 
-    logits = logits / column("temperature")
+    weights.div_(column("temperature")).exp_()
     if any(each.min_p > 0 for each in params):
-        logits = keep_min_p(logits, column("min_p"))
+        keep_min_p(weights, column("min_p"))
     if any(each.top_k > 0 for each in params):
-        logits = keep_top_k(logits, torch.tensor([each.top_k for each in params])[:, None])
+        keep_top_k(weights, torch.tensor([each.top_k for each in params])[:, None])
     if any(each.top_p < 1 for each in params):
-        logits = keep_top_p(logits, column("top_p"))
-    drawn = to_device(torch.tensor(uniforms, dtype=torch.float64)[:, None], logits.device)
-    return invert(logits.softmax(-1), drawn)
+        keep_top_p(weights, column("top_p"))
+    drawn = to_device(torch.tensor(uniforms, dtype=torch.float64)[:, None], weights.device)
+    return invert(weights, drawn)
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,44 +121,62 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     blocks = _blocks(logits, _NEVER)
     best = blocks.amax(-1).max(-1, keepdim=True)
-    within = _block(blocks, best.indices).argmax(-1)
+    within = _pick(blocks, best.indices).argmax(-1)
     return best.values[:, 0], best.indices[:, 0] * BLOCK + within
 
 
-def invert(probabilities: Tensor, drawn: Tensor) -> Tensor:
-    """The first token of each row at which the sum of probabilities passes a share of their total.
+def invert(weights: Tensor, drawn: Tensor) -> Tensor:
+    """The first token of each row at which the sum of weights passes a share of their total.
 
-    It has a probability above zero. Sums are in fp64, of blocks and then within one.
+    It has a weight above zero. Blocks are summed up in fp32, all else in fp64.
 
     Args:
-        probabilities: [R, vocab_size] fp32.
+        weights: [R, vocab_size] fp32.
         drawn: [R, 1] fp64 in [0, 1).
 
     Returns:
         [R] int64.
     """
-    blocks = _blocks(probabilities, 0.0)
-    ends = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    blocks = _blocks(weights, 0.0)
+    ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     target = drawn * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # NaN
-    within = _block(blocks, block).cumsum(-1, dtype=torch.float64)
+    within = _pick(blocks, block).cumsum(-1, dtype=torch.float64)
     left = target - F.pad(ends, (1, 0)).gather(1, block)
-    # Summed up in another order, a block may end before the target.
+    # Summed up otherwise, a block may end before the target.
     last = torch.searchsorted(within, within[:, -1:].contiguous())
     token = torch.searchsorted(within, left, right=True).minimum(last)
     return (block * BLOCK + token)[:, 0]
 
 
-def _blocks(rows: Tensor, filler: float) -> Tensor:
-    """[R, vocab_size] as [R, n_blocks, BLOCK]."""
-    if missing := -rows.shape[1] % BLOCK:
+def _largest(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` greatest of each row in their order, and which they are, both [R, count].
+
+    Few are looked for in the blocks whose maxima are greatest: there are no others elsewhere.
+    """
+    n_tokens = weights.shape[1]
+    if count == n_tokens:
+        values, ids = weights.sort(-1, descending=True)
+    elif 4 * count * FEW > n_tokens:
+        values, ids = weights.topk(count)
+    else:
+        blocks = _blocks(weights, -1.0, FEW)
+        chosen = blocks.amax(-1).topk(count).indices
+        values, places = _pick(blocks, chosen).topk(count)
+        ids = chosen.gather(1, places // FEW) * FEW + places % FEW
+    return values, ids
+
+
+def _blocks(rows: Tensor, filler: float, size: int = BLOCK) -> Tensor:
+    """[R, vocab_size] as [R, n_blocks, size]."""
+    if missing := -rows.shape[1] % size:
         rows = F.pad(rows, (0, missing), value=filler)
-    return rows.unflatten(1, (-1, BLOCK))
+    return rows.unflatten(1, (-1, size))
 
 
-def _block(blocks: Tensor, index: Tensor) -> Tensor:
-    """Of each row the block with its index, [R, 1]: [R, BLOCK]."""
-    return blocks.gather(1, index[..., None].expand(-1, -1, BLOCK))[:, 0]
+def _pick(blocks: Tensor, index: Tensor) -> Tensor:
+    """Of each row the blocks with its indices, [R, n], one after another: [R, n · size]."""
+    return blocks.gather(1, index[..., None].expand(-1, -1, blocks.shape[2])).flatten(1)
 
 
 def add_bias(logits: Tensor, bias: dict[int, float]) -> Tensor:
@@ -167,43 +200,47 @@ def penalize(
     return logits - params.presence_penalty * (answered > 0)
 
 
-def keep_top_k(logits: Tensor, k: Tensor) -> Tensor:
-    """Only tokens at least as likely as the k-th; below 1 keeps all.
+def keep_top_k(weights: Tensor, k: Tensor) -> Tensor:
+    """Only tokens at least as likely as the k-th; below 1 keeps all. In place, as the others.
 
     [R, vocab_size], k [R, 1] int64 on the CPU, where the largest is asked for.
     """
-    n_tokens = logits.shape[-1]
+    n_tokens = weights.shape[-1]
     count = torch.where(k < 1, n_tokens, k).clamp(max=n_tokens)
-    values = logits.topk(int(count.max()), dim=-1).values
-    last = to_device(count - 1, logits.device)
-    return logits.masked_fill(logits < values.gather(-1, last), _NEVER)
+    values, _ = _largest(weights, int(count.max()))
+    return _drop_below(weights, values.gather(-1, to_device(count - 1, weights.device)))
 
 
-def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+def keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
     """The smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman 2020).
 
     [R, vocab_size], top_p [R, 1]; 1 keeps all.
     """
-    total = logits.logsumexp(-1, keepdim=True)
-    n_tokens = logits.shape[1]
-    # On a CPU sorting 131,072 logits takes 15 ms. A GPU sorts quickly, and is not waited for.
-    few = CANDIDATES if logits.device.type == "cpu" else ()
+    total = weights.sum(-1, keepdim=True)
+    n_tokens = weights.shape[1]
+    # On a CPU sorting 131,072 numbers takes 15 ms. A GPU sorts quickly, and is not waited for.
+    few = CANDIDATES if weights.device.type == "cpu" else ()
     for count in (*(n for n in few if n < n_tokens), n_tokens):
-        values, ids = logits.topk(count) if count < n_tokens else logits.sort(-1, descending=True)
-        probabilities = (values - total).exp()
+        values, ids = _largest(weights, count)
+        probabilities = values / total
         sums = probabilities.cumsum(-1)
         if count < n_tokens and bool(((sums[:, -1:] >= top_p) | (top_p == 1)).all()):
             break
     # A token stays if those before it have not reached top_p yet; so the first always stays.
-    values = values.masked_fill(sums - probabilities >= top_p, _NEVER)
-    kept = torch.full_like(logits, _NEVER).scatter_(-1, ids, values)
-    return torch.where(top_p < 1, kept, logits)
+    is_whole = top_p == 1
+    values = values.masked_fill((sums - probabilities >= top_p) & ~is_whole, 0.0)
+    return weights.mul_(is_whole.float()).scatter_(-1, ids, values)
 
 
-def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+def keep_min_p(weights: Tensor, min_p: Tensor) -> Tensor:
     """Tokens with at least `min_p` [R, 1] of the likeliest one's probability, [R, vocab_size]."""
-    probabilities = logits.softmax(-1)
-    return logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), _NEVER)
+    return _drop_below(weights, min_p * weights.amax(-1, keepdim=True))
+
+
+def _drop_below(weights: Tensor, least: Tensor) -> Tensor:
+    """Weights [R, vocab_size] less than a row's least [R, 1] become 0."""
+    below = kernels.empty(weights.shape, torch.bool, weights.device)
+    return weights.masked_fill_(torch.lt(weights, least, out=below), 0.0)
 
 
 def top_logprobs(logits: Tensor, chosen: Tensor, count: int) -> list[dict[int, tuple[float, int]]]:

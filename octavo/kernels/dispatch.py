@@ -58,6 +58,12 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     return _of(x).rms_norm_quantize(x, weight, eps)
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result, whatever it holds; kept memory within `reuse_memory`."""
+    memory: Tensor = backend(device.type).empty(shape, dtype, device)
+    return memory
+
+
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `reference.add_rms_norm`."""
     return _of(x).add_rms_norm(x, y, weight, eps)

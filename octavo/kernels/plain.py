@@ -1,7 +1,9 @@
 """The backend of any device: PyTorch's own operators, in bounded memory."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.append import rotary_append
@@ -23,6 +25,11 @@ def pack_w8a8(weight: Tensor) -> None:
     """Nothing: the definition takes weights as they lie in a checkpoint."""
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """PyTorch's memory."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 def reuse_memory() -> AbstractContextManager[None]:
     """Nothing: PyTorch keeps a device's memory by itself."""
     return nullcontext()
@@ -32,6 +39,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "empty",
     "linear",
     "linear_w8a8",
     "linears_w8a8",

@@ -2,7 +2,7 @@
 
 from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
-from octavo.kernels.cpu.library import reuse_memory
+from octavo.kernels.cpu.library import empty, reuse_memory
 from octavo.kernels.cpu.linear import linear
 from octavo.kernels.cpu.rows import (
     add_rms_norm,
@@ -19,6 +19,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "empty",
     "linear",
     "linear_w8a8",
     "linears_w8a8",

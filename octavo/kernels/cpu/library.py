@@ -138,8 +138,8 @@ def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
         _of_thread.recorder(address, call, isa)
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory for what a call writes, whatever it holds."""
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Memory for what a call writes, whatever it holds; the device is a CPU in any case."""
     arena, must = _of_thread.arena, _of_thread.recorder is not None
     if arena is not None and (must or prod(shape) * dtype.itemsize >= LARGE_BYTES):
         try:

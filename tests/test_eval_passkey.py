@@ -227,13 +227,16 @@ def test_ctrl_c_leaves_what_there_is(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        models = json.loads(output.read_text())["models"] if output.exists() else []
-        if models and models[0]["tries"] >= 2:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        while time.monotonic() < end and process.poll() is None:
+            models = json.loads(output.read_text())["models"] if output.exists() else []
+            if models and models[0]["tries"] >= 2:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and err == "", err
     (model,) = json.loads(output.read_text())["models"]
     assert 2 <= model["right"] == model["tries"] < 10000

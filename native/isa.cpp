@@ -2,6 +2,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace octavo {
@@ -28,6 +30,18 @@ bool has_avx_vnni() {
 #endif
 #endif
 
+#if defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+    return true;  // all that Apple has built for its computers
+#else
+    return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 bool runs(int isa) {
@@ -42,12 +56,15 @@ bool runs(int isa) {
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return has_avx_vnni();
 #endif
+#if defined(__aarch64__)
+        case DOTPROD: return has_dotprod();
+#endif
         default: return false;
     }
 }
 
 Isa best_isa() {
-    for (int isa = AVX512; isa > PORTABLE; isa--)
+    for (int isa = DOTPROD; isa > PORTABLE; isa--)
         if (runs(isa)) return Isa(isa);
     return PORTABLE;
 }

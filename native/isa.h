@@ -16,17 +16,19 @@ enum Isa {
     AVX2 = 1,      // and FMA
     AVX_VNNI = 2,  // and products of bytes, as Intel's laptops have had since 2021 instead of AVX-512
     AVX512 = 3,    // F, BW, DQ, VL and VNNI, as Intel has had since 2019 and AMD since 2022
-    // What the last two do to int8 and bf16, on AVX2: slow, and for tests alone.
-    AVX_VNNI_EMULATED = 4,
-    AVX512_EMULATED = 5,
+    DOTPROD = 4,   // arm64's products of bytes, as most have had since 2018
+    // What AVX_VNNI and AVX512 do to int8 and bf16, on AVX2: slow, and for tests alone.
+    AVX_VNNI_EMULATED = 5,
+    AVX512_EMULATED = 6,
 };
 
 bool runs(int isa);
 Isa best_isa();
 
-// The same for what has no products of bytes, which are all that AVX-VNNI adds to AVX2.
+// The same for what has no products of bytes, which are all that some add to others.
 inline int without_bytes(int isa) {
-    return isa == AVX_VNNI || isa == AVX_VNNI_EMULATED ? AVX2 : isa;
+    if (isa == AVX_VNNI || isa == AVX_VNNI_EMULATED) return AVX2;
+    return isa == DOTPROD ? int(PORTABLE) : isa;
 }
 
 // Whether an AVX512 machine has BF16's instructions too, as Intel has had since 2020 and AMD since

@@ -21,6 +21,9 @@ const LinearKernels& kernels_of(int isa) {
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return linears_avx_vnni;
 #endif
+#if defined(__aarch64__)
+        case DOTPROD: return linears_dotprod;
+#endif
         default: return linears_portable;
     }
 }

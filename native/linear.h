@@ -68,7 +68,7 @@ struct BF16Call {
 
 constexpr int64_t INPUT_MULTIPLE = 16;
 
-// What each instruction set implements; AVX-VNNI the first two, see `without_bytes`.
+// What each instruction set implements; AVX-VNNI and DOTPROD the first two, see `without_bytes`.
 struct LinearKernels {
     // One panel of a weight [n_outputs, n_inputs].
     void (*pack)(
@@ -86,6 +86,8 @@ extern const LinearKernels linears_portable;
 #if defined(__x86_64__)
 extern const LinearKernels linears_avx2, linears_avx_vnni, linears_avx512;
 extern const LinearKernels linears_avx_vnni_emulated, linears_avx512_emulated;
+#elif defined(__aarch64__)
+extern const LinearKernels linears_dotprod;
 #endif
 
 }  // namespace octavo

@@ -52,6 +52,23 @@ int64_t multiply_portable(int64_t rounds) {
     return numbers[0] == INT16_MIN ? 0 : N;
 }
 
+// Products of bytes, four to a sum. Sums by name: in an array they would be in memory.
+#define OCTAVO_MULTIPLY_BYTES(n_bytes, sum, number)                                              \
+    typedef int32_t Vec __attribute__((vector_size(n_bytes)));                                   \
+    const Vec numbers = Vec{} + 0x01010101;                                                      \
+    Vec s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}, s9 = {}; \
+    for (int64_t round = 0; round < rounds; round++)                                             \
+        asm volatile(                                                                            \
+            OCTAVO_PRODUCT(0) "\n\t" OCTAVO_PRODUCT(1) "\n\t" OCTAVO_PRODUCT(2) "\n\t"           \
+            OCTAVO_PRODUCT(3) "\n\t" OCTAVO_PRODUCT(4) "\n\t" OCTAVO_PRODUCT(5) "\n\t"           \
+            OCTAVO_PRODUCT(6) "\n\t" OCTAVO_PRODUCT(7) "\n\t" OCTAVO_PRODUCT(8) "\n\t"           \
+            OCTAVO_PRODUCT(9)                                                                    \
+            : sum(s0), sum(s1), sum(s2), sum(s3), sum(s4), sum(s5), sum(s6), sum(s7), sum(s8),   \
+              sum(s9)                                                                            \
+            : number(numbers)                                                                    \
+        );                                                                                       \
+    return SUMS * n_bytes;
+
 #if defined(__x86_64__)
 // The instructions are written out: a product of numbers that do not change would be taken out of the
 // loop, and GCC 12 keeps the sums of `vpdpbusd` in memory.
@@ -74,33 +91,26 @@ __attribute__((target("avx2"))) int64_t multiply_avx2(int64_t rounds) {
     return SUMS * 16;
 }
 
-// Products of bytes, unsigned by signed, four to a sum. Sums by name: in an array they would be in memory.
-#define OCTAVO_MULTIPLY_BYTES(instruction, n_bytes)                                              \
-    typedef int32_t Vec __attribute__((vector_size(n_bytes)));                                   \
-    const Vec numbers = Vec{} + 0x01010101;                                                      \
-    Vec s0 = {}, s1 = {}, s2 = {}, s3 = {}, s4 = {}, s5 = {}, s6 = {}, s7 = {}, s8 = {}, s9 = {}; \
-    for (int64_t round = 0; round < rounds; round++)                                             \
-        asm volatile(                                                                            \
-            instruction " %10, %10, %0\n\t" instruction " %10, %10, %1\n\t"                     \
-            instruction " %10, %10, %2\n\t" instruction " %10, %10, %3\n\t"                     \
-            instruction " %10, %10, %4\n\t" instruction " %10, %10, %5\n\t"                     \
-            instruction " %10, %10, %6\n\t" instruction " %10, %10, %7\n\t"                     \
-            instruction " %10, %10, %8\n\t" instruction " %10, %10, %9"                          \
-            : "+x"(s0), "+x"(s1), "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7),    \
-              "+x"(s8), "+x"(s9)                                                                 \
-            : "x"(numbers)                                                                       \
-        );                                                                                       \
-    return SUMS * n_bytes;
-
 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) int64_t multiply_avx512(int64_t rounds) {
-    OCTAVO_MULTIPLY_BYTES("vpdpbusd", 64)
+#define OCTAVO_PRODUCT(i) "vpdpbusd %10, %10, %" #i
+    OCTAVO_MULTIPLY_BYTES(64, "+x", "x")
+#undef OCTAVO_PRODUCT
 }
 
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
 __attribute__((target("avxvnni"))) int64_t multiply_avx_vnni(int64_t rounds) {
-    OCTAVO_MULTIPLY_BYTES("%{vex%} vpdpbusd", 32)
+#define OCTAVO_PRODUCT(i) "%{vex%} vpdpbusd %10, %10, %" #i
+    OCTAVO_MULTIPLY_BYTES(32, "+x", "x")
+#undef OCTAVO_PRODUCT
 }
 #endif
+#elif defined(__aarch64__)
+#include "target_dotprod.h"
+int64_t multiply_dotprod(int64_t rounds) {
+#define OCTAVO_PRODUCT(i) "sdot %" #i ".4s, %10.16b, %10.16b"
+    OCTAVO_MULTIPLY_BYTES(16, "+w", "w")
+}
+#include "target_end.h"
 #endif
 
 typedef int64_t (*Multiply)(int64_t rounds);
@@ -113,6 +123,9 @@ Multiply best_multiply() {
 #endif
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return multiply_avx_vnni;
+#endif
+#if defined(__aarch64__)
+        case DOTPROD: return multiply_dotprod;
 #endif
         default: return multiply_portable;
     }

@@ -176,6 +176,10 @@ struct Pairs {
         return sum + (IntVec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif OCTAVO_WIDTH == 4 && defined(__SSE2__)
         return sum + (IntVec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+        const int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+        const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y));
+        return sum + (IntVec)vpaddq_s32(low, vmull_high_s16(x, y));
 #else
         return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
@@ -237,7 +241,24 @@ struct Pairs {
     static constexpr float MOST = 32767.0f;  // times 127 and a block's 128 keys: below 2^30
 };
 
-// The same in four bytes a word, for instructions that multiply unsigned by signed: keys plus 128 by
+#if defined(OCTAVO_DOTPROD)
+// A linear's weights and inputs, four a word, for instructions that multiply signed bytes.
+struct SignedQuads {
+    static constexpr int N = 4;
+    typedef IntVec Sum;
+    typedef int8_t Input;
+
+    static OCTAVO_INLINE Sum add(Sum sum, IntVec a, IntVec b) {
+        asm("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+        return sum;
+    }
+    static OCTAVO_INLINE int8_t packed(int8_t weight) { return weight; }
+    static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return load((const int32_t*)p); }
+    static int32_t begin(const int8_t*, int64_t) { return 0; }
+};
+#endif
+
+// The same as `Pairs` in four bytes a word, for instructions that multiply unsigned by signed: keys plus 128 by
 // queries of 8 bits, which adds 128 times the query's own sum, and weights of 8 bits by values.
 struct Quads {
     static constexpr int N = 4;

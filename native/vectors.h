@@ -12,6 +12,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace octavo {
@@ -29,7 +31,12 @@ namespace {
 #endif
 
 constexpr int W = OCTAVO_WIDTH;
-constexpr int IN_REGISTERS = W == 16 ? 24 : 12;  // vectors of sums, beside what is added to them
+// Vectors of sums, beside what is added to them: of 32 registers, or of 16.
+#if OCTAVO_WIDTH == 16 || defined(__aarch64__)
+constexpr int IN_REGISTERS = 24;
+#else
+constexpr int IN_REGISTERS = 12;
+#endif
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them

@@ -14,7 +14,7 @@ namespace {
 typedef OCTAVO_INTEGERS Dot;
 
 constexpr int PARTS = PANEL / W;                         // vectors a panel's row of sums
-constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : 2;  // tokens of a tile, at most
+constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
 constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
 constexpr int64_t WORD_BYTES = PANEL * Dot::N;           // of a panel

@@ -72,7 +72,8 @@ def int8_operations_per_second(rounds: int = _ROUNDS) -> float | None:
     """The int8 multiplications and additions that all of PyTorch's threads do on their registers.
 
     A multiply-add counts as two. The instructions are the best of these that the machine has:
-    AVX-512 VNNI, AVX-VNNI, AVX2 on int16 pairs, or the compiler's own. None without the library.
+    AVX-512 VNNI, AVX-VNNI, arm64's `sdot`, AVX2 on int16 pairs, or the compiler's own. None
+    without the library.
 
     Args:
         rounds: how long it computes; about 10 ns each.

@@ -25,7 +25,7 @@ enum Isa {
 bool runs(int isa);
 Isa best_isa();
 
-// The same for what has no products of bytes, which are all that some add to others.
+// Which instructions compute what has no products of bytes: these are all that some add to others.
 inline int without_bytes(int isa) {
     if (isa == AVX_VNNI || isa == AVX_VNNI_EMULATED) return AVX2;
     return isa == DOTPROD ? int(PORTABLE) : isa;

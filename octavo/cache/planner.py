@@ -21,9 +21,9 @@ RUNTIME_BYTES = 400 * 2**20  # Python, PyTorch, their thread pools, the tokenize
 DEVICE_RUNTIME_BYTES = 768 * 2**20
 FP32 = 4
 LOGPROB_ROWS = 64  # prompt rows whose [rows, vocab] log-probabilities are in memory at a time
-# Of each logit of a step that is sampled on a GPU: itself, as given and divided by the temperature
-# (12), sorted with its place (12) and the sort's second copy of both, in whose room probabilities
-# and their sums are later (12). Bytes.
+# Of each logit of a step that is sampled on a GPU: itself, as given and as a weight (12), sorted
+# with its place (12) and the sort's second copy of both, in whose room probabilities and their
+# sums are later (12). Bytes.
 LOGIT_BYTES = 36
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -83,10 +83,10 @@ def compile_rows() -> None:
     for n_columns in (MINISTRAL_8B.dim, MINISTRAL_8B.hidden_dim):
         x = torch.ones(2, n_columns, dtype=torch.bfloat16)
         quantize._rms_norm(x, x[0], 1e-5)
-        quantize._rms_norm(x, x[0], 1e-5, x, x)
+        quantize._rms_norm(x, x[0], 1e-5, x)
         quantize._silu_mul(x, x)
         quantize._rms_norm_quantize(x, x[0], 1e-5)
-        quantize._rms_norm_quantize(x, x[0], 1e-5, x, x)
+        quantize._rms_norm_quantize(x, x[0], 1e-5, x)
         quantize._silu_mul_quantize(x, x)
         quantize._quantize(x)
 

@@ -32,7 +32,7 @@ def by_triton(
     if second is None:
         tokens = triton_quantize._quantize(x)
     elif operation == rows._RMS_NORM:
-        tokens = triton_quantize._rms_norm_quantize(x, second, eps)
+        _, tokens = triton_quantize._rms_norm_quantize(x, second, eps)
     else:
         tokens = triton_quantize._silu_mul_quantize(x, second)
     return tokens._replace(q=tokens.q.cpu(), scale=tokens.scale.cpu())

@@ -48,6 +48,12 @@ def reuse_memory(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result, whatever it holds; kept memory within `reuse_memory`."""
+    memory: Tensor = backend(device.type).empty(shape, dtype, device)
+    return memory
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
     return _of(x).rms_norm(x, weight, eps)
@@ -56,12 +62,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     """As `quantized.rms_norm_quantize`."""
     return _of(x).rms_norm_quantize(x, weight, eps)
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a result, whatever it holds; kept memory within `reuse_memory`."""
-    memory: Tensor = backend(device.type).empty(shape, dtype, device)
-    return memory
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

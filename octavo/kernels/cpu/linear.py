@@ -111,9 +111,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     n_tokens = x.shape[0]
     most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
     serves = x.device.type == "cpu" and x.dtype == torch.bfloat16
-    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE or best_isa() is None:
+    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE:
         return widened.linear(x, weight)
-    return _linear_bf16(x, weight, best_isa())
+    isa = best_isa()
+    return widened.linear(x, weight) if isa is None else _linear_bf16(x, weight, isa)
 
 
 @cache
@@ -122,7 +123,7 @@ def best_isa() -> int | None:
     return native.widest_right(_is_right, "a linear")
 
 
-def _linear_bf16(x: Tensor, weight: Tensor, isa: int | None) -> Tensor:
+def _linear_bf16(x: Tensor, weight: Tensor, isa: int) -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     out = native.empty((x.shape[0], weight.shape[0]), torch.bfloat16)
     call = _BF16Call(

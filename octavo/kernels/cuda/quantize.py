@@ -24,15 +24,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `octavo.kernels.reference.rms_norm`, same arguments."""
     if not (_serves(x) and weight.dtype == x.dtype and usable()):
         return plain.rms_norm(x, weight, eps)
-    return _rms_norm(x, weight, eps)
+    return _rms_norm(x, weight, eps)[1]
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `octavo.kernels.reference.add_rms_norm`, same arguments."""
     if not (_serves(x) and x.dtype == y.dtype == weight.dtype and usable()):
         return plain.add_rms_norm(x, y, weight, eps)
-    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return total, _rms_norm(x, weight, eps, y, total)
+    return _rms_norm(x, weight, eps, y)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     """As `octavo.kernels.quantized.rms_norm_quantize`, same arguments."""
     if not (_serves(x) and usable()):
         return plain.rms_norm_quantize(x, weight, eps)
-    return _rms_norm_quantize(x, weight, eps)
+    return _rms_norm_quantize(x, weight, eps)[1]
 
 
 def add_rms_norm_quantize(
@@ -62,8 +61,7 @@ def add_rms_norm_quantize(
     """As `octavo.kernels.quantized.add_rms_norm_quantize`, same arguments."""
     if not (_serves(x) and x.dtype == y.dtype and usable()):
         return plain.add_rms_norm_quantize(x, y, weight, eps)
-    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return total, _rms_norm_quantize(x, weight, eps, y, total)
+    return _rms_norm_quantize(x, weight, eps, y)
 
 
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
@@ -84,18 +82,14 @@ def _serves(x: Tensor) -> bool:
 
 
 def _rms_norm(
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    added: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Tensor:
-    """Of x; or of x + `added`, which goes to `total`."""
+    x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + `added`, or x itself, and the norm of that."""
     x, weight = x.contiguous(), weight.contiguous()
-    added = None if added is None else added.contiguous()
+    added, total = _to_add(x, added)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _rms_norm_kernel[(len(x),)](x, added, total, weight, out, eps, x.shape[1], **_options(x))
-    return out
+    return total, out
 
 
 def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -112,19 +106,15 @@ def _quantize(x: Tensor) -> QuantizedTokens:
 
 
 def _rms_norm_quantize(
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    added: Tensor | None = None,
-    total: Tensor | None = None,
-) -> QuantizedTokens:
+    x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+) -> tuple[Tensor, QuantizedTokens]:
     """As `_rms_norm`, in int8."""
     x, weight, tokens = x.contiguous(), weight.contiguous(), _empty_tokens(x)
-    added = None if added is None else added.contiguous()
+    added, total = _to_add(x, added)
     _rms_norm_quantize_kernel[(len(x),)](
         x, added, total, weight, tokens.q, tokens.scale, eps, x.shape[1], **_options(x)
     )
-    return tokens
+    return total, tokens
 
 
 def _silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
@@ -133,6 +123,13 @@ def _silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
         gate, up, tokens.q, tokens.scale, gate.shape[1], **_options(gate)
     )
     return tokens
+
+
+def _to_add(x: Tensor, added: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """What a norm's kernel adds to x, and where the total goes; x is its own without."""
+    if added is None:
+        return None, x
+    return added.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _empty_tokens(x: Tensor) -> QuantizedTokens:
@@ -272,7 +269,7 @@ def _is_right() -> bool:
     x[1], x[2, 7] = 0, float("nan")
     pairs = [
         (_quantize(x), plain.quantize_per_token(x)),
-        (_rms_norm_quantize(x, weight, 1e-5), plain.rms_norm_quantize(x, weight, 1e-5)),
+        (_rms_norm_quantize(x, weight, 1e-5)[1], plain.rms_norm_quantize(x, weight, 1e-5)),
         (_silu_mul_quantize(x, second), plain.silu_mul_quantize(x, second)),
     ]
     numbers = [0, 1, 3]  # rows of which int8 says something
@@ -282,10 +279,9 @@ def _is_right() -> bool:
         for found, expected in pairs
     )
     half, half_weight = x.bfloat16(), weight.bfloat16()
-    total = torch.empty_like(half)
-    normed = _rms_norm(half, half_weight, 1e-5, half.flip(0), total)
+    total, normed = _rms_norm(half, half_weight, 1e-5, half.flip(0))
     floats = [
-        (_rms_norm(half, half_weight, 1e-5), plain.rms_norm(half, half_weight, 1e-5)),
+        (_rms_norm(half, half_weight, 1e-5)[1], plain.rms_norm(half, half_weight, 1e-5)),
         (normed, plain.rms_norm(total, half_weight, 1e-5)),
         (total, half + half.flip(0)),
         (_silu_mul(half, half), plain.silu_mul(half, half)),

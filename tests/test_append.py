@@ -26,7 +26,7 @@ def by_library(isa: int, *tensors: Any) -> Tensor:
     if not library.runs(isa):
         pytest.skip(f"no {library.ISAS[isa]} here")
     q, k, v, cos, sin, pages, slots = tensors
-    return native._append(q, k, v, cos, sin, pages, slots, isa)
+    return native._append(isa, q, k, v, cos, sin, pages, slots)
 
 
 def on_device(tensor: Any) -> Any:

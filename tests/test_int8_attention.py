@@ -5,14 +5,13 @@ Those emulated are the code for AVX-VNNI and AVX-512 VNNI with its one instructi
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
 import torch
 
 from octavo.kernels import paged
-from octavo.kernels.cpu import attention, library, linear
+from octavo.kernels.cpu import library
 from octavo.kernels.kv_pages import KVPages
 from tests.paging import (
     INT8_ATTEND,
@@ -136,20 +135,3 @@ def test_a_nan_is_not_rounded_away(attend: Attend, what: str) -> None:
             page_table: Any = rest[0]
             scales[page_table[0, 0], 0, 0] = float("nan")
         assert attend(q, pages, *rest, None)[0, 0].isnan().all()
-
-
-def test_of_the_instructions_there_are_the_widest_that_compute_right_are_taken(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    if library.load() is None or library.widest() == 0:
-        pytest.skip("no more than one to choose from here")
-    best = library.widest()
-    narrower = max(isa for isa in range(best) if library.runs(isa))
-    for kernel, what in ((attention, "attention"), (linear, "a linear")):
-        right = kernel._is_right
-        monkeypatch.setattr(kernel, "_is_right", lambda isa, right=right: isa < best and right(isa))
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "octavo"):
-            assert kernel.best_isa.__wrapped__() == narrower
-        assert f"{what} by {library.ISAS[best]}" in caplog.text
-        assert f"that by {library.ISAS[narrower]} runs" in caplog.text

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
 @pytest.fixture(autouse=True)
 def _self_checked() -> None:
     """So that no kernel is tried within a recording."""
-    assert rows.usable() and kernels.silu_mul(torch.zeros(1, 16), torch.zeros(1, 16)) is not None
+    assert rows.best_isa() is not None
 
 
 def test_a_replay_reads_its_inputs_anew() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -35,18 +35,20 @@ def rotary_append(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, pages: KVPages, slot_mapping: Tensor
 ) -> Tensor:
     """As `octavo.kernels.append.rotary_append`, same arguments; by the library where it can be."""
-    if not (serves(q, pages) and usable()):
+    isa = best_isa()
+    if isa is None or not serves(q, pages):
         return append.rotary_append(q, k, v, cos, sin, pages, slot_mapping)
-    return _append(q, k, v, cos, sin, pages, slot_mapping)
+    return _append(isa, q, k, v, cos, sin, pages, slot_mapping)
 
 
 @cache
-def usable() -> bool:
-    """Whether the library is there and computes right, which is tried once."""
-    return native.computes_right(_is_right, "storing keys and values")
+def best_isa() -> int | None:
+    """The widest instructions that compute right here, by ISAS; None: not the library."""
+    return native.widest_right(_is_right, "storing keys and values")
 
 
 def _append(
+    isa: int,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -54,9 +56,8 @@ def _append(
     sin: Tensor,
     pages: KVPages,
     slot_mapping: Tensor,
-    isa: int | None = None,
 ) -> Tensor:
-    """The same with given instructions, an index into ISAS, or the best that it is built for."""
+    """The same with given instructions, an index into ISAS that the machine has."""
     n_tokens, n_heads, head_dim = q.shape
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
@@ -71,7 +72,7 @@ def _append(
     return tensors[3]
 
 
-def _is_right() -> bool:
+def _is_right(isa: int) -> bool:
     """A few tokens against the definition, in floating point and in int8."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(5, heads, 32, generator=generator) for heads in (4, 2, 2))
@@ -79,7 +80,7 @@ def _is_right() -> bool:
     slots = torch.tensor([3, 9, 4, 0, 11])
     for dtype in (torch.float32, torch.int8):
         batches = []
-        for compute in (append.rotary_append, _append):
+        for compute in (append.rotary_append, partial(_append, isa)):
             pages = [torch.zeros(3, 2, 4, 32, dtype=dtype) for _ in range(2)]
             scales = [torch.zeros(3, 2, 4, dtype=SCALE_DTYPE) for _ in range(2)]
             kept = KVPages(*pages, *scales) if dtype == torch.int8 else KVPages(*pages)

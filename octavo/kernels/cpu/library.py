@@ -51,21 +51,6 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
-def distrust(what: str, instead: str = "PyTorch's") -> None:
-    """Say that a kernel failed its self-check, and which twin takes its place."""
-    logger.warning("octavo: %s of %s computes wrong here; %s runs", what, LIBRARY, instead)
-
-
-def computes_right(is_right: Callable[[], bool], what: str) -> bool:
-    """Whether the library is there and passes a self-check; that it fails is said."""
-    if load() is None:
-        return False
-    if not is_right():
-        distrust(what)
-        return False
-    return True
-
-
 def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
     """The widest instructions here by which a kernel computes right, an index into ISAS.
 
@@ -78,13 +63,14 @@ def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
     if load() is None:
         return None
     best = widest()
-    for isa in filter(runs, range(best, -1, -1)):
-        if is_right(isa):
-            if isa < best:
-                distrust(f"{what} by {ISAS[best]}", f"that by {ISAS[isa]}")
-            return isa
-    distrust(what)
-    return None
+    right = next((isa for isa in range(best, -1, -1) if runs(isa) and is_right(isa)), None)
+    if right != best:
+        instead = "PyTorch's" if right is None else f"that by {ISAS[right]}"
+        logger.warning(
+            "octavo: %s by %s of %s computes wrong here; %s runs",
+            what, ISAS[best], LIBRARY, instead,
+        )  # fmt: skip
+    return right
 
 
 class _OfThread(threading.local):
@@ -120,18 +106,17 @@ def reuse_memory() -> AbstractContextManager[None]:
     return within(_of_thread.kept)
 
 
-def run(name: str, call: ctypes.Structure, isa: int | None = None) -> None:
+def run(name: str, call: ctypes.Structure, isa: int) -> None:
     """Call a function of the library, which must be there.
 
     Args:
         name: of the function.
         call: its arguments.
-        isa: an index into ISAS; None takes the widest of this machine.
+        isa: the instructions, an index into ISAS.
 
     Raises:
         ValueError: this machine does not have these instructions.
     """
-    isa = widest() if isa is None else isa
     if _function(name)(ctypes.byref(call), isa):
         raise ValueError(f"this machine does not run {ISAS[isa]}")
     if _of_thread.recorder is not None:

@@ -79,9 +79,9 @@ def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
 
 
 @cache
-def usable() -> bool:
-    """Whether the library is there and computes right, which is tried once."""
-    return native.computes_right(_is_right, "a row's operation")
+def best_isa() -> int | None:
+    """The widest instructions that compute right here, by ISAS; None: not the library."""
+    return native.widest_right(_is_right, "a row's operation")
 
 
 def _serves(x: Tensor, second: Tensor) -> bool:
@@ -91,7 +91,7 @@ def _serves(x: Tensor, second: Tensor) -> bool:
         and x.dtype == second.dtype
         and x.dim() == 2
         and x.shape[1] % COLUMN_MULTIPLE == 0
-        and usable()
+        and best_isa() is not None
     )
 
 
@@ -122,7 +122,12 @@ def _call(
     total: Tensor | None = None,
     isa: int | None = None,
 ) -> None:
-    """One call of the library; `added` to x makes the `total` that takes its place."""
+    """One call of the library; `added` to x makes the `total` that takes its place.
+
+    By given instructions, an index into ISAS, or the best.
+    """
+    isa = best_isa() if isa is None else isa
+    assert isa is not None
     x, second = x.contiguous(), second.contiguous()
     added = None if added is None else added.contiguous()
     call = _Call(
@@ -132,19 +137,21 @@ def _call(
     native.run("octavo_rows", call, isa)
 
 
-def _is_right() -> bool:
+def _is_right(isa: int) -> bool:
     """A few rows against their definitions."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(7, 64, generator=generator) for _ in range(2))
     x[0] = 1
-    tokens, found = quantized.quantize_per_token(x), _quantize(_AS_IT_IS, x)
+    tokens, found = quantized.quantize_per_token(x), _quantize(_AS_IT_IS, x, isa=isa)
     same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
     total = torch.empty_like(x)
-    normed = _run(_RMS_NORM, x, y[0], 1e-5, added=y, total=total)
+    normed = _run(_RMS_NORM, x, y[0], 1e-5, added=y, total=total, isa=isa)
     return (
         same
         and torch.equal(total, x + y)
         and torch.allclose(normed, reference.rms_norm(total, y[0], 1e-5))
-        and torch.allclose(_run(_RMS_NORM, x, y[0], 1e-5), reference.rms_norm(x, y[0], 1e-5))
-        and torch.allclose(_run(_SILU_MUL, x, y), reference.silu_mul(x, y), rtol=1e-4)
+        and torch.allclose(
+            _run(_RMS_NORM, x, y[0], 1e-5, isa=isa), reference.rms_norm(x, y[0], 1e-5)
+        )
+        and torch.allclose(_run(_SILU_MUL, x, y, isa=isa), reference.silu_mul(x, y), rtol=1e-4)
     )

@@ -4,6 +4,7 @@ Without a compiler the package installs all the same, and runs on the kernels in
 """
 
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
@@ -11,11 +12,14 @@ from itertools import chain
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # -g0: Python's own flags ask for what debuggers need, which makes the library seven times as large.
-# -ffp-contract: products and sums in one instruction. -Wno-psabi: vectors never leave a file.
+# -fwrapv: what is too large for an integer wraps around. -ffp-contract: products and sums in
+# one instruction. -Wno-psabi: vectors never leave a file.
 # -fopenmp: compiled for it and not linked to it, see kernels/cpu/library.py.
-FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fwrapv", "-ffp-contract=fast", "-fno-math-errno"]
+FLAGS += ["-Wall", "-Wextra"]
 if sys.platform == "linux":
     FLAGS += ["-fopenmp", "-Wno-psabi"]
 
@@ -24,6 +28,11 @@ class BuildExt(build_ext):
     """As setuptools', with as many compilers at once as there are cores."""
 
     def build_extension(self, ext):
+        compiler = self.compiler.compiler_cxx[0]
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        if sys.platform == "linux" and "clang" in version:
+            # Its code asks for an OpenMP of its own, whose threads PyTorch's would fight with.
+            raise CompileError(f"{compiler} is clang; on Linux the kernels need g++ (CXX=g++)")
         compile_all = self.compiler.compile
 
         def compile_each(sources, **options):

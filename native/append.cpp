@@ -7,15 +7,18 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t FEW_TOKENS = 4;
+constexpr int64_t ELEMENT_WORK = 8;  // of a head's element, in multiply-adds
 
 void append(const AppendCall& call, AppendKernel kernel) {
     const auto one = [&](int64_t token, float* head) { kernel(call, token, head); };
-    for_each_token(call.n_tokens, FEW_TOKENS, call.n_threads, call.head_dim, one);
+    const int64_t n_elements = (call.n_heads + 2 * call.n_kv_heads) * call.head_dim;
+    for_each_token(call.n_tokens, ELEMENT_WORK * n_elements, call.n_threads, call.head_dim, one);
 }
 
 }  // namespace
 }  // namespace octavo
+
+extern "C" const int64_t octavo_rotary_append_bytes = sizeof(octavo::AppendCall);
 
 // 0, or 1 where the machine does not have the instructions. It is not built for wider ones than AVX2.
 extern "C" int octavo_rotary_append(const octavo::AppendCall* call, int isa) {

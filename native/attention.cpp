@@ -2,11 +2,13 @@
 // It is given addresses and sizes and nothing else, so that it is built for no release of PyTorch or
 // Python.
 #include "attention.h"
-#include "isa.h"
 
 #include <algorithm>
 #include <new>
 #include <vector>
+
+#include "isa.h"
+#include "threads.h"
 
 namespace octavo {
 namespace {
@@ -42,6 +44,7 @@ struct Plan {
     std::vector<int64_t> parts;  // of each piece: where its part goes, or -1
     std::vector<Merge> merges;
     int64_t part_words = 0, most_rows = 1;
+    int64_t n_scores = 0;  // of all rows, those that nobody sees counted
     bool is_runs = true;  // every piece is one of a few tokens' runs of keys
 
     // Pieces that a thread takes at a time. Runs of keys take the same time each, and one after another a
@@ -54,6 +57,7 @@ struct Plan {
         pieces.push_back(piece);
         parts.push_back(part);
         most_rows = std::max(most_rows, piece.n_rows(group));
+        n_scores += piece.n_rows(group) * (piece.key_end - piece.key_begin);
         is_runs &= part >= 0;
     }
 };
@@ -69,6 +73,7 @@ Plan make_plan(const AttentionCall& call) {
         const auto first_key = [&](int64_t position) {
             return call.window ? std::max<int64_t>(0, position - call.window + 1) : 0;
         };
+        if (n_new == 0) continue;
         if (n_new <= FEW_QUERIES) {
             const int64_t start = first_key(past), stop = past + n_new;
             const int64_t most = SPLIT_KEYS * MOST_RUNS;
@@ -121,11 +126,12 @@ struct Memory {
 void attend(const AttentionCall& call, const AttentionKernel& kernel) {
     const Plan plan = make_plan(call);
     const int64_t n_pieces = plan.pieces.size(), n_merges = plan.merges.size();
-    const int64_t at_a_time = plan.pieces_at_a_time(std::max<int64_t>(1, call.n_threads));
+    const int64_t n_threads = threads_for(2 * plan.n_scores * call.head_dim, call.n_threads);
+    const int64_t at_a_time = plan.pieces_at_a_time(n_threads);
     (void)at_a_time;
     Memory parts(plan.part_words);
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(int(call.n_threads)) if (n_pieces > 1 && call.n_threads > 1)
+#pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
     {
         Memory scratch(Scratch::words(plan.most_rows, call.head_dim));
@@ -149,10 +155,10 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
 }  // namespace
 }  // namespace octavo
 
-extern "C" {
+extern "C" const int64_t octavo_attention_bytes = sizeof(octavo::AttentionCall);
 
 // Attention with the given instructions; 0, or 1 where the machine does not have them.
-int octavo_attention(const octavo::AttentionCall* call, int isa) {
+extern "C" int octavo_attention(const octavo::AttentionCall* call, int isa) {
     if (!octavo::runs(isa)) return 1;
     const bool is_float = call->kv_dtype == octavo::FP32 || call->q_dtype == octavo::FP32;
     if (call->kv_dtype != octavo::INT8) isa = octavo::without_bytes(isa);
@@ -160,5 +166,3 @@ int octavo_attention(const octavo::AttentionCall* call, int isa) {
     octavo::attend(*call, octavo::kernel_of(isa));
     return 0;
 }
-
-}  // extern "C"

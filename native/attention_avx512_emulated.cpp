@@ -6,6 +6,7 @@
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_NO_SINGLES
 #define OCTAVO_HAS_HALVES true
+#include "attention.h"
 #include "target_avx2.h"
 #include "attention_kernel.h"
 #include "target_end.h"

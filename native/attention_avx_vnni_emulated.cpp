@@ -5,6 +5,7 @@
 #define OCTAVO_WIDTH 8
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_NO_SINGLES
+#include "attention.h"
 #include "target_avx2.h"
 #include "attention_kernel.h"
 #include "target_end.h"

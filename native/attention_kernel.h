@@ -323,9 +323,10 @@ struct Attend {
             });
         repeat<ROWS>(OCTAVO_EACH(r) {
             const float scale = scratch.query_scales[tile.row + first + r];
-            own[r] = largest(most[r]) * scale;
+            const float highest = largest(most[r]);
+            own[r] = highest * scale;
             // A row may see no key of this block; then all its weights are next to nothing.
-            shift[r] = splat(own[r] == NEVER ? 0.0f : own[r]);
+            shift[r] = splat(highest == NEVER ? 0.0f : highest);
             factor[r] = splat(scale);
             total[r] = Vec{};
         });
@@ -336,7 +337,9 @@ struct Attend {
             }
             repeat<ROWS>(OCTAVO_EACH(r) {
                 const Vec score = load(scores + r * BLOCK_KEYS + k);
-                const Vec weights = exp2<Dot::COARSE>(score * factor[r] - shift[r]);
+                // The difference first: that of products, one of them rounded, may be above 0, and
+                // what a weight above 1 becomes in integers has the other sign.
+                const Vec weights = exp2<Dot::COARSE>((score - shift[r]) * factor[r]);
                 total[r] += weights;
                 Dot::weigh(weights, value_scales, k, words + r * BLOCK_KEYS);
             });

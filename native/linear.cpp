@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "threads.h"
 
 namespace octavo {
 namespace {
@@ -29,8 +30,8 @@ const LinearKernels& kernels_of(int isa) {
 }
 
 // Pieces of a few tokens are read straight from memory: smaller ones share out better.
-int64_t panels_of_piece(const W8A8Call& call) {
-    const int64_t fair = call.n_panels() / (2 * std::max<int64_t>(1, call.n_threads));
+int64_t panels_of_piece(const W8A8Call& call, int64_t n_threads) {
+    const int64_t fair = call.n_panels() / (2 * n_threads);
     return std::clamp<int64_t>(fair, 1, BLOCK_PANELS);
 }
 
@@ -41,8 +42,8 @@ struct Cut {
     // Blocks of about the same size, and whole tiles where there are several.
     const int64_t height;
 
-    explicit Cut(const W8A8Call& call)
-        : call(call), panels(panels_of_piece(call)), columns((call.n_panels() + panels - 1) / panels),
+    Cut(const W8A8Call& call, int64_t n_threads)
+        : call(call), panels(panels_of_piece(call, n_threads)), columns((call.n_panels() + panels - 1) / panels),
           rows((call.n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS),
           height(rows > 1 ? ((call.n_tokens + rows - 1) / rows + 5) / 6 * 6 : BLOCK_TOKENS) {}
 
@@ -60,11 +61,15 @@ struct Cut {
 
 // Several products, whose pieces the threads share out as if they were one's.
 void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
-    const std::vector<Cut> cuts(all.calls, all.calls + all.n_calls);
-    const int64_t n_threads = all.calls->n_threads;
+    int64_t work = 0;
+    for (int64_t i = 0; i < all.n_calls; i++) work += all.calls[i].work();
+    const int64_t n_threads = threads_for(work, all.calls->n_threads);
+    std::vector<Cut> cuts;
     int64_t n_pieces = 0;
-    for (const Cut& cut : cuts) n_pieces += cut.n_pieces();
-    (void)n_threads;
+    for (int64_t i = 0; i < all.n_calls; i++) {
+        cuts.emplace_back(all.calls[i], n_threads);
+        n_pieces += cuts.back().n_pieces();
+    }
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
@@ -84,12 +89,15 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
 }
 
 void multiply(const BF16Call& call, const LinearKernels& kernels) {
+    if (call.n_tokens == 0) return;
     std::vector<float> inputs(call.n_tokens * call.apart());
     kernels.take_inputs(call, inputs.data());
     const int64_t block = 64;  // outputs
     const int64_t n_blocks = (call.n_outputs + block - 1) / block;
+    const int64_t n_threads = threads_for(call.work(), call.n_threads);
+    (void)n_threads;
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(int(call.n_threads)) if (n_blocks > 1 && call.n_threads > 1)
+#pragma omp parallel num_threads(int(n_threads)) if (n_blocks > 1 && n_threads > 1)
 #endif
     {
         std::vector<float> sums(block * call.n_tokens);
@@ -118,6 +126,9 @@ void pack(
 
 }  // namespace
 }  // namespace octavo
+
+extern "C" const int64_t octavo_linears_w8a8_bytes = sizeof(octavo::W8A8Call);
+extern "C" const int64_t octavo_linear_bf16_bytes = sizeof(octavo::BF16Call);
 
 extern "C" {
 

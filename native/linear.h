@@ -24,6 +24,7 @@ struct W8A8Call {
     int64_t is_bf16;  // the outputs; else fp32
 
     int64_t n_panels() const { return (n_outputs + PANEL - 1) / PANEL; }
+    int64_t work() const { return n_tokens * n_outputs * n_inputs; }  // multiply-adds
 };
 
 // Several calls with the same number of threads: they are shared out as one.
@@ -64,6 +65,7 @@ struct BF16Call {
 
     // From one token's inputs to the next one's, as kernels are given them: see APART.
     int64_t apart() const { return n_inputs + 32; }
+    int64_t work() const { return n_tokens * n_outputs * n_inputs; }  // multiply-adds
 };
 
 constexpr int64_t INPUT_MULTIPLE = 16;

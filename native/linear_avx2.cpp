@@ -3,6 +3,7 @@
 #define OCTAVO_WIDTH 8
 #define OCTAVO_INTEGERS Pairs
 #define OCTAVO_HAS_HALVES false
+#include "linear.h"
 #include "target_avx2.h"
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"

@@ -4,6 +4,7 @@
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_HAS_HALVES has_bf16_products()
 #include "isa.h"
+#include "linear.h"
 #include "target_avx512.h"
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"

@@ -4,6 +4,7 @@
 #define OCTAVO_WIDTH 16
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_HAS_HALVES true
+#include "linear.h"
 #include "target_avx2.h"
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"

@@ -3,6 +3,7 @@
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
 #define OCTAVO_WIDTH 8
 #define OCTAVO_INTEGERS Quads
+#include "linear.h"
 #include "target_avx_vnni.h"
 #include "w8a8_kernel.h"
 

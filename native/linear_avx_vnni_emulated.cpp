@@ -3,6 +3,7 @@
 #if defined(__x86_64__)
 #define OCTAVO_WIDTH 8
 #define OCTAVO_INTEGERS Quads
+#include "linear.h"
 #include "target_avx2.h"
 #include "w8a8_kernel.h"
 

@@ -2,6 +2,7 @@
 #if defined(__aarch64__)
 #define OCTAVO_WIDTH 4
 #define OCTAVO_INTEGERS SignedQuads
+#include "linear.h"
 #include "target_dotprod.h"
 #include "w8a8_kernel.h"
 

@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t FEW_TOKENS = 1;
+constexpr int64_t COLUMN_WORK = 32;  // of a column, in multiply-adds
 
 RowsKernel kernel_of(int isa) {
     switch (isa) {
@@ -22,11 +22,15 @@ RowsKernel kernel_of(int isa) {
 
 void run(const RowsCall& call, RowsKernel kernel) {
     const auto one = [&](int64_t token, float* row) { kernel(call, token, row); };
-    for_each_token(call.n_tokens, FEW_TOKENS, call.n_threads, call.n_columns, one);
+    for_each_token(
+        call.n_tokens, COLUMN_WORK * call.n_columns, call.n_threads, call.n_columns, one
+    );
 }
 
 }  // namespace
 }  // namespace octavo
+
+extern "C" const int64_t octavo_rows_bytes = sizeof(octavo::RowsCall);
 
 // 0, or 1 where the machine does not have the instructions.
 extern "C" int octavo_rows(const octavo::RowsCall* call, int isa) {

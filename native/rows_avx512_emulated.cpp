@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #define OCTAVO_KERNEL rows_avx512_emulated
 #define OCTAVO_WIDTH 16
+#include "rows.h"
 #include "target_avx2.h"
 #include "rows_kernel.h"
 #include "target_end.h"

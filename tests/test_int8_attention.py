@@ -67,6 +67,26 @@ def test_head_sizes_and_dtypes_of_queries(
         assert relative_error(attend, q.to(dtype), quantised(pages), *rest, 25) < 0.01
 
 
+@attend_every
+@pytest.mark.parametrize("n_queries", [1, 20])
+def test_scores_may_be_large(attend: Attend, n_queries: int) -> None:
+    """Each query is much larger than others and like one key, whose value is then the result.
+
+    Scores of 1,000 to 100,000: beside them 1 is less than their rounding.
+    """
+    generator = torch.Generator().manual_seed(8)
+    for size in (1e2, 1e3, 1e4):
+        q, pages, table, *lens = long_sequence(generator, n_queries, 48, 1, 128)
+        keys, _ = pages.tokens(table[0], 0, 48)  # [48, 1, 128]
+        like = torch.randint(0, 48 - n_queries, q.shape[:2], generator=generator)
+        q = size * (1 + torch.rand(*q.shape[:2], 1, generator=generator)) * keys[like, 0]
+        # Of one size, so that all have a block's largest scale.
+        pages = pages._replace(values=pages.values / pages.values.abs().amax(-1, keepdim=True))
+        _, values = pages.tokens(table[0], 0, 48)
+        found = attend(q, quantised(pages), table, *lens, None)
+        assert torch.allclose(found, values[like, 0], atol=0.01)
+
+
 @pytest.mark.parametrize("attend", [INT8_NATIVE["portable"], INT8_NATIVE["avx2"]])
 def test_with_sixteen_bits_queries_and_weights_cost_next_to_nothing(attend: Attend) -> None:
     q, pages, *rest = random_batch(torch.Generator().manual_seed(7), 20, 4, 128)

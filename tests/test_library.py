@@ -1,8 +1,10 @@
-"""Which instructions of the C++ library are taken."""
+"""Whether the C++ library is called, and by which instructions."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,3 +47,29 @@ def test_where_all_compute_wrong_pytorch_does(
             assert kernel.best_isa.__wrapped__() is None
         assert f"{what} by {library.ISAS[library.widest()]}" in caplog.text
         assert "PyTorch's runs" in caplog.text
+
+
+class _LongerCall(ctypes.Structure):
+    _fields_ = (*rows._Call._fields_, ("one_more", ctypes.c_int64))
+
+
+@pytest.fixture
+def _said_anew() -> Iterator[None]:
+    library._say_outdated.cache_clear()
+    yield
+    library._say_outdated.cache_clear()
+
+
+@pytest.mark.usefixtures("_said_anew")
+@pytest.mark.skipif(library.load() is None, reason="no C++ library")
+def test_a_library_of_other_sources_is_not_called_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def must_not_run(isa: int) -> bool:
+        raise AssertionError
+
+    with caplog.at_level(logging.WARNING, "octavo"):
+        for name in ("octavo_rows", "octavo_that_is_not_there"):
+            assert library.widest_right(must_not_run, "rows", {name: _LongerCall}) is None
+    assert caplog.text.count("other sources") == 1
+    assert library.widest_right(lambda isa: True, "rows", {"octavo_rows": rows._Call}) is not None

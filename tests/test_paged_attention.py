@@ -46,6 +46,16 @@ def test_it_equals_its_definition(attend: Attend, window: int | None, longest_ch
         assert torch.allclose(attend(*batch, window), expected, atol=1e-5)
 
 
+@attend_every
+def test_a_sequence_may_bring_nothing(attend: Attend) -> None:
+    q, pages, page_table, query_lens, kv_lens = random_batch(torch.Generator().manual_seed(4), 1, 2)
+    table = page_table[[0, 0, 0]]
+    batch = (q[:1], pages, table, [0, 1, 0], [kv_lens[0], kv_lens[0], 0], None)
+    assert query_lens[0] == 1
+    expected = paged.attention_reference(*batch)
+    assert torch.allclose(attend(*batch), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("bucket_elements", [1, 600, 5000])
 @pytest.mark.parametrize("window", [None, 9])
 def test_buckets_of_any_size_give_the_same(

@@ -22,7 +22,7 @@ def by_library(
     isa: int, operation: int, x: Tensor, second: Tensor | None = None, eps: float = 0.0
 ) -> QuantizedTokens:
     require(isa)
-    return rows._quantize(operation, x, second, eps, isa=isa)
+    return rows._quantize(isa, operation, x, second, eps)
 
 
 def by_triton(
@@ -124,14 +124,14 @@ def test_rows_are_added_normed_and_gated_as_defined(
     x, y, weight = (torch.randn(shape) * 8).to(dtype), torch.randn(shape).to(dtype), None
     weight = (torch.rand(shape[1]) + 0.5).to(dtype)
     total = torch.empty_like(x)
-    normed = rows._run(rows._RMS_NORM, x, weight, 1e-5, added=y, total=total, isa=isa)
+    normed = rows._run(isa, rows._RMS_NORM, x, weight, 1e-5, added=y, total=total)
     assert torch.equal(total, x + y)
-    assert torch.equal(normed, rows._run(rows._RMS_NORM, total, weight, 1e-5, isa=isa))
+    assert torch.equal(normed, rows._run(isa, rows._RMS_NORM, total, weight, 1e-5))
     # The definitions round what is between to x's dtype, too.
     error = 3 * torch.finfo(dtype).eps
     for result, expected in (
-        (rows._run(rows._RMS_NORM, x, weight, 1e-5, isa=isa), reference.rms_norm(x, weight, 1e-5)),
-        (rows._run(rows._SILU_MUL, x, y, isa=isa), reference.silu_mul(x, y)),
+        (rows._run(isa, rows._RMS_NORM, x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5)),
+        (rows._run(isa, rows._SILU_MUL, x, y), reference.silu_mul(x, y)),
     ):
         assert result.dtype == dtype
         torch.testing.assert_close(result, expected, rtol=error, atol=1e-6)
@@ -145,8 +145,8 @@ def test_what_is_no_number_stays_none(bad: float, dtype: torch.dtype, isa: int) 
     x, y = torch.randn(2, 64).to(dtype), torch.randn(2, 64).to(dtype)
     x[1, 5] = bad
     total = torch.empty_like(x)
-    norm = rows._run(rows._RMS_NORM, x, y[0], 1e-5, added=y, total=total, isa=isa)
+    norm = rows._run(isa, rows._RMS_NORM, x, y[0], 1e-5, added=y, total=total)
     torch.testing.assert_close(total, x + y, equal_nan=True)
     assert norm[0].isfinite().all() and norm[1, 5].isnan()
-    gated = rows._run(rows._SILU_MUL, x, y.abs() + 1, isa=isa)
+    gated = rows._run(isa, rows._SILU_MUL, x, y.abs() + 1)
     assert gated[0].isfinite().all() and not gated[1, 5].isfinite()

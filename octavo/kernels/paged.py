@@ -40,7 +40,7 @@ def attention_reference(
         pages: keys and values; their dtype need not be q's.
         page_table: [B, n_blocks] int64: token p of sequence b is in page page_table[b, p //
             page_size]. Only entries that a query can see are looked at.
-        query_lens: [B], new tokens of each sequence; sums to T.
+        query_lens: [B], new tokens of each sequence, or 0; sums to T.
         kv_lens: [B], all tokens of each sequence.
         window: tokens, or None for full attention.
 
@@ -69,6 +69,8 @@ def attention(
     few: list[_Span] = []
     start = 0
     for index, (n_queries, n_keys) in enumerate(zip(query_lens, kv_lens, strict=True)):
+        if n_queries == 0:
+            continue
         first = _first_block(n_queries, n_keys, window, page_size)
         n_blocks = -(-n_keys // page_size) - first
         if n_queries <= FEW_QUERIES and n_blocks * page_elements <= BUCKET_ELEMENTS:

@@ -44,7 +44,8 @@ def rotary_append(
 @cache
 def best_isa() -> int | None:
     """The widest instructions that compute right here, by ISAS; None: not the library."""
-    return native.widest_right(_is_right, "storing keys and values")
+    calls = {"octavo_rotary_append": _Call}
+    return native.widest_right(_is_right, "storing keys and values", calls)
 
 
 def _append(
@@ -61,6 +62,7 @@ def _append(
     n_tokens, n_heads, head_dim = q.shape
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
+    assert q.dtype == k.dtype == v.dtype and len(slot_mapping) == len(k) == len(v) == n_tokens
     tensors = [each.contiguous() for each in (q, k, v, native.empty(q.shape, q.dtype), cos, sin)]
     slot_mapping = slot_mapping.contiguous()
     call = _Call(
@@ -73,19 +75,25 @@ def _append(
 
 
 def _is_right(isa: int) -> bool:
-    """A few tokens against the definition, in floating point and in int8."""
+    """A few tokens against the definition, by all dtypes."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(5, heads, 32, generator=generator) for heads in (4, 2, 2))
     angles = torch.rand(5, 16, generator=generator)
     slots = torch.tensor([3, 9, 4, 0, 11])
-    for dtype in (torch.float32, torch.int8):
+    for dtype, kv_dtype, atol in (
+        (torch.float32, torch.float32, 1e-5),
+        (torch.float32, torch.int8, 0.05),
+        (torch.bfloat16, torch.bfloat16, 0.05),
+        (torch.bfloat16, torch.int8, 0.05),
+    ):
+        q, k, v = (each.to(dtype) for each in (q, k, v))
         batches = []
         for compute in (append.rotary_append, partial(_append, isa)):
-            pages = [torch.zeros(3, 2, 4, 32, dtype=dtype) for _ in range(2)]
+            pages = [torch.zeros(3, 2, 4, 32, dtype=kv_dtype) for _ in range(2)]
             scales = [torch.zeros(3, 2, 4, dtype=SCALE_DTYPE) for _ in range(2)]
-            kept = KVPages(*pages, *scales) if dtype == torch.int8 else KVPages(*pages)
+            kept = KVPages(*pages, *scales) if kv_dtype == torch.int8 else KVPages(*pages)
             turned = compute(q, k, v, angles.cos(), angles.sin(), kept, slots)
             batches.append((turned, *kept.gather(torch.arange(3))))
-        if not all(torch.allclose(a, b, atol=0.05) for a, b in zip(*batches, strict=True)):
+        if not all(torch.allclose(a, b, atol=atol) for a, b in zip(*batches, strict=True)):
             return False
     return True

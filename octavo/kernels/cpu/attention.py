@@ -66,7 +66,7 @@ def paged_attention(
 @cache
 def best_isa() -> int | None:
     """The widest instructions that compute right here, by ISAS; None: not the library."""
-    return native.widest_right(_is_right, "attention")
+    return native.widest_right(_is_right, "attention", {"octavo_attention": _Call})
 
 
 def serves(q: Tensor, pages: KVPages) -> bool:
@@ -92,6 +92,7 @@ def _attend(
     _, n_heads, head_dim = q.shape
     _, n_kv_heads, page_size, _ = pages.keys.shape
     assert all(tensor is None or tensor.is_contiguous() for tensor in pages)
+    assert sum(query_lens) == len(q) and len(page_table) == len(query_lens) == len(kv_lens)
     q, page_table = q.contiguous(), page_table.contiguous()
     out = native.empty(q.shape, q.dtype)
     new, kept = Lens.of(query_lens).on_host(), Lens.of(kv_lens).on_host()
@@ -106,13 +107,20 @@ def _attend(
 
 
 def _is_right(isa: int) -> bool:
-    """Small batches against the definition: a chunk and single tokens, with and without window."""
+    """A batch against the definition, with and without window.
+
+    A chunk whose keys are packed, a few tokens whose keys are not, and one of so many that they are
+    cut into runs.
+    """
     generator = torch.Generator().manual_seed(0)
-    keys, values = (torch.randn(6, 2, 4, 64, generator=generator) for _ in range(2))
-    q = torch.randn(12, 6, 64, generator=generator)
-    table, query_lens, kv_lens = torch.tensor([[4, 1, 5], [3, 0, 2]]), [11, 1], [12, 9]
+    keys, values = (torch.randn(22, 2, 32, 64, generator=generator) for _ in range(2))
+    q = torch.randn(31, 6, 64, generator=generator)
+    table = torch.randperm(22, generator=generator).expand(3, -1)
+    query_lens, kv_lens = [20, 10, 1], [29, 12, 700]
     in_int8 = (quantize_kv(x.flatten(0, 1)) for x in (keys, values))
-    (k, k_scales), (v, v_scales) = ((x.view(6, 2, 4, 64), s.view(6, 2, 4)) for x, s in in_int8)
+    (k, k_scales), (v, v_scales) = (
+        (x.view_as(keys), scales.view(keys.shape[:3])) for x, scales in in_int8
+    )
     for queries, pages, error in (
         (q, KVPages(keys, values), 1e-5),
         (q.bfloat16(), KVPages(keys.bfloat16(), values.bfloat16()), 0.01),

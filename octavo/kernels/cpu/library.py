@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from math import prod
@@ -51,7 +52,9 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
-def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
+def widest_right(
+    is_right: Callable[[int], bool], what: str, calls: Mapping[str, type[ctypes.Structure]]
+) -> int | None:
     """The widest instructions here by which a kernel computes right, an index into ISAS.
 
     None: not the library. That some compute wrong is said.
@@ -59,8 +62,10 @@ def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
     Args:
         is_right: the self-check, by given instructions.
         what: is checked.
+        calls: the functions that it calls, by name, and their arguments.
     """
-    if load() is None:
+    library = load()
+    if library is None or not all(_takes(library, *each) for each in calls.items()):
         return None
     best = widest()
     right = next((isa for isa in range(best, -1, -1) if runs(isa) and is_right(isa)), None)
@@ -71,6 +76,25 @@ def widest_right(is_right: Callable[[int], bool], what: str) -> int | None:
             what, ISAS[best], LIBRARY, instead,
         )  # fmt: skip
     return right
+
+
+def _takes(library: ctypes.CDLL, name: str, call: type[ctypes.Structure]) -> bool:
+    """Whether a function's arguments are these, as far as their size tells."""
+    try:
+        n_bytes = ctypes.c_int64.in_dll(library, f"{name}_bytes").value
+    except ValueError:  # there is no such name
+        n_bytes = 0
+    if n_bytes != ctypes.sizeof(call):
+        _say_outdated()
+    return n_bytes == ctypes.sizeof(call)
+
+
+@cache
+def _say_outdated() -> None:
+    logger.warning(
+        "octavo: %s was built from other sources than these; install octavo anew; until then it "
+        "runs on PyTorch alone, slower", LIBRARY
+    )  # fmt: skip
 
 
 class _OfThread(threading.local):
@@ -173,6 +197,11 @@ def pointers(tensors: Iterable[Tensor | None]) -> list[int | None]:
 
 
 def _offer_openmp() -> None:
-    """Make PyTorch's OpenMP, or else the system's, the one that unresolved names are found in."""
+    """Make PyTorch's OpenMP, or else the system's, the one that unresolved names are found in.
+
+    Only on Linux is the library built for it.
+    """
+    if sys.platform != "linux":
+        return
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     ctypes.CDLL(str(found[0]) if found else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -69,11 +69,13 @@ class PanelWeight:
         weight = weight.contiguous()
         library = native.load()
         assert library is not None
-        library.octavo_pack_w8(
+        failed = library.octavo_pack_w8(
             ctypes.c_void_p(weight.data_ptr()), ctypes.c_int64(n_outputs),
             ctypes.c_int64(n_inputs), ctypes.c_void_p(self.panels.data_ptr()),
             ctypes.c_int64(torch.get_num_threads()), ctypes.c_int64(self.isa),
         )  # fmt: skip
+        if failed:
+            raise ValueError(f"this machine does not run {native.ISAS[self.isa]}")
 
     @staticmethod
     def serves(weight: Tensor) -> bool:
@@ -110,7 +112,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `octavo.kernels.widened.linear`, same arguments; few tokens by bf16 by the library."""
     n_tokens = x.shape[0]
     most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
-    serves = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    is_bf16 = x.dtype == weight.dtype == torch.bfloat16
+    serves = x.device.type == "cpu" and is_bf16 and x.dim() == 2
     if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE:
         return widened.linear(x, weight)
     isa = best_isa()
@@ -120,7 +123,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 @cache
 def best_isa() -> int | None:
     """The widest instructions that compute right here, by ISAS; None: not the library."""
-    return native.widest_right(_is_right, "a linear")
+    calls = {"octavo_linears_w8a8": _W8A8Call, "octavo_linear_bf16": _BF16Call}
+    return native.widest_right(_is_right, "a linear", calls)
 
 
 def _linear_bf16(x: Tensor, weight: Tensor, isa: int) -> Tensor:
@@ -135,18 +139,23 @@ def _linear_bf16(x: Tensor, weight: Tensor, isa: int) -> Tensor:
 
 
 def _is_right(isa: int) -> bool:
-    """Small products against their definitions, at the ends of the range."""
+    """Small products against their definitions, at the ends of the range.
+
+    Of one token, a tile and several, which take different ways through the kernel.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randint(-127, 128, (33, 64), generator=generator, dtype=torch.int8)
     weight[0] = 127
     weight_scale = torch.rand(33, generator=generator)
-    x = torch.randn(7, 64, generator=generator)
+    x = torch.randn(30, 64, generator=generator)
     x[0] = 1
-    tokens = quantized.quantize_per_token(x)
-    product = PanelWeight(weight, isa).multiply(tokens, weight_scale)
-    expected = quantized.linear_w8a8(tokens, weight, weight_scale)
-    half, weight = x.bfloat16(), weight.bfloat16()
-    close = torch.allclose(
-        _linear_bf16(half, weight, isa).float(), reference.linear(half, weight).float(), rtol=0.01
-    )
-    return close and torch.equal(product, expected)
+    panels, halves = PanelWeight(weight, isa), weight.bfloat16()
+    for rows in (x[:1], x[:7], x):
+        tokens, half = quantized.quantize_per_token(rows), rows.bfloat16()
+        expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+        if not torch.equal(panels.multiply(tokens, weight_scale), expected):
+            return False
+        near = reference.linear(half, halves).float()
+        if not torch.allclose(_linear_bf16(half, halves, isa).float(), near, rtol=0.01):
+            return False
+    return True

@@ -31,86 +31,102 @@ class _Call(ctypes.Structure):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `octavo.kernels.reference.rms_norm`, rounded once."""
-    if not _serves(x, weight):
+    isa = _isa_for(x, weight)
+    if isa is None:
         return reference.rms_norm(x, weight, eps)
-    return _run(_RMS_NORM, x, weight, eps)
+    return _run(isa, _RMS_NORM, x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `octavo.kernels.reference.add_rms_norm`, the sum bit by bit and its norm rounded once."""
-    if not (_serves(x, weight) and x.dtype == y.dtype):
+    isa = _isa_for(x, weight, y)
+    if isa is None:
         return reference.add_rms_norm(x, y, weight, eps)
     total = native.empty(x.shape, x.dtype)
-    return total, _run(_RMS_NORM, x, weight, eps, added=y, total=total)
+    return total, _run(isa, _RMS_NORM, x, weight, eps, added=y, total=total)
 
 
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """As `octavo.kernels.reference.silu_mul`, rounded once."""
-    return _run(_SILU_MUL, gate, up) if _serves(gate, up) else reference.silu_mul(gate, up)
+    isa = _isa_for(gate, up)
+    return reference.silu_mul(gate, up) if isa is None else _run(isa, _SILU_MUL, gate, up)
 
 
 def quantize_per_token(x: Tensor) -> QuantizedTokens:
     """As `octavo.kernels.quantized.quantize_per_token`, bit by bit."""
-    return _quantize(_AS_IT_IS, x) if _serves(x, x) else quantized.quantize_per_token(x)
+    isa = _isa_for(x)
+    return quantized.quantize_per_token(x) if isa is None else _quantize(isa, _AS_IT_IS, x)
 
 
 def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> QuantizedTokens:
     """As `octavo.kernels.quantized.rms_norm_quantize`, same arguments."""
-    if not _serves(x, weight):
+    isa = _isa_for(x, weight)
+    if isa is None:
         return quantized.rms_norm_quantize(x, weight, eps)
-    return _quantize(_RMS_NORM, x, weight, eps)
+    return _quantize(isa, _RMS_NORM, x, weight, eps)
 
 
 def add_rms_norm_quantize(
     x: Tensor, y: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, QuantizedTokens]:
     """As `octavo.kernels.quantized.add_rms_norm_quantize`, same arguments."""
-    if not (_serves(x, weight) and x.dtype == y.dtype):
+    isa = _isa_for(x, weight, y)
+    if isa is None:
         return quantized.add_rms_norm_quantize(x, y, weight, eps)
     total = native.empty(x.shape, x.dtype)
-    return total, _quantize(_RMS_NORM, x, weight, eps, added=y, total=total)
+    return total, _quantize(isa, _RMS_NORM, x, weight, eps, added=y, total=total)
 
 
 def silu_mul_quantize(gate: Tensor, up: Tensor) -> QuantizedTokens:
     """As `octavo.kernels.quantized.silu_mul_quantize`, same arguments."""
-    if not _serves(gate, up):
+    isa = _isa_for(gate, up)
+    if isa is None:
         return quantized.silu_mul_quantize(gate, up)
-    return _quantize(_SILU_MUL, gate, up)
+    return _quantize(isa, _SILU_MUL, gate, up)
 
 
 @cache
 def best_isa() -> int | None:
     """The widest instructions that compute right here, by ISAS; None: not the library."""
-    return native.widest_right(_is_right, "a row's operation")
+    return native.widest_right(_is_right, "a row's operation", {"octavo_rows": _Call})
 
 
-def _serves(x: Tensor, second: Tensor) -> bool:
-    return (
+def _isa_for(x: Tensor, *others: Tensor) -> int | None:
+    """The instructions for such tensors; None: the library does not take them."""
+    serves = (
         x.device.type == "cpu"
         and x.dtype in FLOATS
-        and x.dtype == second.dtype
+        and all(other.dtype == x.dtype for other in others)
         and x.dim() == 2
         and x.shape[1] % COLUMN_MULTIPLE == 0
-        and best_isa() is not None
     )
+    return best_isa() if serves else None
 
 
-def _run(operation: int, x: Tensor, second: Tensor, eps: float = 0.0, **rest: Any) -> Tensor:
+def _run(
+    isa: int, operation: int, x: Tensor, second: Tensor, eps: float = 0.0, **rest: Any
+) -> Tensor:
     out = native.empty(x.shape, x.dtype)
-    _call(operation, x, second, out, None, eps, **rest)
+    _call(isa, operation, x, second, out, None, eps, **rest)
     return out
 
 
 def _quantize(
-    operation: int, x: Tensor, second: Tensor | None = None, eps: float = 0.0, **rest: Any
+    isa: int,
+    operation: int,
+    x: Tensor,
+    second: Tensor | None = None,
+    eps: float = 0.0,
+    **rest: Any,
 ) -> QuantizedTokens:
     q = native.empty(x.shape, torch.int8)
     scale = native.empty((x.shape[0], 1), torch.float32)
-    _call(operation, x, x if second is None else second, q, scale, eps, **rest)
+    _call(isa, operation, x, x if second is None else second, q, scale, eps, **rest)
     return QuantizedTokens(q, scale, x.dtype)
 
 
 def _call(
+    isa: int,
     operation: int,
     x: Tensor,
     second: Tensor,
@@ -120,14 +136,8 @@ def _call(
     *,
     added: Tensor | None = None,
     total: Tensor | None = None,
-    isa: int | None = None,
 ) -> None:
-    """One call of the library; `added` to x makes the `total` that takes its place.
-
-    By given instructions, an index into ISAS, or the best.
-    """
-    isa = best_isa() if isa is None else isa
-    assert isa is not None
+    """One call of the library; `added` to x makes the `total` that takes its place."""
     x, second = x.contiguous(), second.contiguous()
     added = None if added is None else added.contiguous()
     call = _Call(
@@ -142,16 +152,18 @@ def _is_right(isa: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(7, 64, generator=generator) for _ in range(2))
     x[0] = 1
-    tokens, found = quantized.quantize_per_token(x), _quantize(_AS_IT_IS, x, isa=isa)
-    same = torch.equal(found.q, tokens.q) and torch.equal(found.scale, tokens.scale)
-    total = torch.empty_like(x)
-    normed = _run(_RMS_NORM, x, y[0], 1e-5, added=y, total=total, isa=isa)
-    return (
-        same
-        and torch.equal(total, x + y)
-        and torch.allclose(normed, reference.rms_norm(total, y[0], 1e-5))
-        and torch.allclose(
-            _run(_RMS_NORM, x, y[0], 1e-5, isa=isa), reference.rms_norm(x, y[0], 1e-5)
-        )
-        and torch.allclose(_run(_SILU_MUL, x, y, isa=isa), reference.silu_mul(x, y), rtol=1e-4)
-    )
+    for dtype, rtol in ((torch.float32, 1e-4), (torch.bfloat16, 0.01)):
+        x, y = x.to(dtype), y.to(dtype)
+        tokens, found = quantized.quantize_per_token(x), _quantize(isa, _AS_IT_IS, x)
+        total = torch.empty_like(x)
+        normed = _run(isa, _RMS_NORM, x, y[0], 1e-5, added=y, total=total)
+        gated = _run(isa, _SILU_MUL, x, y)
+        if not (
+            torch.equal(found.q, tokens.q)
+            and torch.equal(found.scale, tokens.scale)
+            and torch.equal(total, x + y)
+            and torch.allclose(normed, reference.rms_norm(total, y[0], 1e-5), rtol=rtol)
+            and torch.allclose(gated, reference.silu_mul(x, y), rtol=rtol)
+        ):
+            return False
+    return True

@@ -153,6 +153,7 @@ class Benchmark:
         # Attention compiles what the long prompt runs; most can happen to the peer, which is last.
         parts |= {
             "prefill": self.prefill,
+            "linears": self.linears,
             "attention": self.attention,
             "long": self.long,
             "passkey": self.passkey,
@@ -206,6 +207,14 @@ class Benchmark:
             if options.compile:
                 arguments.append("--compile")
             return self._written_by("--out", *arguments)
+
+    def linears(self) -> Result:
+        """`benchmarks.linears`: those of a layer, of the prompt's chunks."""
+        options = self.options
+        return self._written_by(
+            "--json", "-m", "benchmarks.linears", "--device", str(self.device), "--shape",
+            options.shape, "--tokens", str(min(options.chunk, options.prefill)), "--seconds", "0.5",
+        )  # fmt: skip
 
     def attention(self) -> Result:
         """`benchmarks.attention`: a chunk of queries at the end of a context."""

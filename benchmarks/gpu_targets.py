@@ -20,6 +20,7 @@ def rows_of(result: Result) -> list[Row]:
     return [
         *_decode(result),
         *_prefill(result),
+        *_linears(result),
         *_attention(result),
         *_long(result),
         *_passkey(result),
@@ -55,11 +56,20 @@ def _prefill(result: Result) -> Iterator[Row]:
     what = f"prefill, {own['prompt']:,} tokens"
     if own["machine_int8_tops"] is not None:
         tops = own["prefill_tok_s"] * result["linear_operations_per_token"] / 1e12
-        yield Row(f"{what}: linears", tops, own["machine_int8_tops"], INT8, "TOPS", 0.6)
+        yield Row(f"{what}: linears", tops, own["machine_int8_tops"], INT8, "TOPS", None)
     seconds = result.get(PEER, {}).get("prefill_s", {}).get(str(own["prompt"]))
     if seconds is not None:
         other = own["prompt"] / seconds
         yield Row(what, own["prefill_tok_s"], other, PEER, "tokens/s", 1.5)
+
+
+def _linears(result: Result) -> Iterator[Row]:
+    """A layer's linears alone, of a chunk of the prompt: what the target is of."""
+    alone = result.get("linears", {})
+    rate = alone.get("machine_int8_tops")
+    for row in alone.get("rows", []) if rate is not None else []:
+        what = f"prefill in chunks of {row['tokens']:,}: linears alone"
+        yield Row(what, row["tops"], rate, INT8, "TOPS", 0.6)
 
 
 def _attention(result: Result) -> Iterator[Row]:

@@ -130,21 +130,25 @@ def compile_append() -> None:
 
 
 def compile_attention() -> None:
-    """A chunk, a single token and a batch of them, in full and in a window, of an 8B model."""
+    """A chunk, a single token and a batch of them, in full and in a window, of an 8B model.
+
+    And the most rows that a program has: guesses of 16 tokens by heads in groups of eight.
+    """
     table = torch.zeros(2, 300, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.int8):
         q = torch.zeros(101, 32, 128, dtype=torch.bfloat16)
+        attention._attend(q[:16, :8], pages_in(dtype, 1), table[:1], [16], [4000], None)
         for window in (None, 1000):
             attention._attend(q, pages_in(dtype), table, [100, 1], [4000, 4000], window)
             many = table[:1].expand(64, -1)
             attention._attend(q[:64], pages_in(dtype), many, [1] * 64, [4000] * 64, window)
 
 
-def pages_in(dtype: torch.dtype) -> KVPages:
-    pages = torch.zeros(3, 8, 16, 128, dtype=dtype)
+def pages_in(dtype: torch.dtype, n_heads: int = 8) -> KVPages:
+    pages = torch.zeros(3, n_heads, 16, 128, dtype=dtype)
     if dtype != torch.int8:
         return KVPages(pages, pages)
-    scales = torch.zeros(3, 8, 16, dtype=SCALE_DTYPE)
+    scales = torch.zeros(3, n_heads, 16, dtype=SCALE_DTYPE)
     return KVPages(pages, pages, scales, scales)
 
 

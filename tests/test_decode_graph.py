@@ -6,7 +6,8 @@ Without a GPU the same steps run kernel by kernel. The model is the bundled one 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,12 +165,21 @@ def test_a_cpu_engine_has_no_graphs(demo: LLM) -> None:
     assert isinstance(engine(demo).decode, RecordedDecode)
 
 
+def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch, graph: type, capture: Any) -> None:
+    """In place of what graphs need of CUDA: the class of a graph, and what captures one."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+
 @pytest.mark.parametrize("fault", ["cannot be captured", "computes wrong"])
 def test_steps_that_cannot_be_captured_or_come_out_wrong_run_plainly(
     demo: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     class Graph:
-        """Replays nothing, so that what is left is what the bounds, taken as lengths, gave."""
+        """Replays nothing, so that nobody writes the results."""
 
         def replay(self) -> None:
             pass
@@ -179,9 +189,7 @@ def test_steps_that_cannot_be_captured_or_come_out_wrong_run_plainly(
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         return nullcontext()
 
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
+    stand_in_for_cuda(monkeypatch, Graph, capture)
     encoded = prompts(demo.tokenizer, 2)
     expected = tokens_of(run(engine(demo), encoded, greedy()))
     made = with_decode(engine(demo), capture=True)
@@ -209,29 +217,35 @@ class FakeGPU:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
-    """Graphs that are replayed by computing anew with the lengths that a device would have read."""
+    """Steps and replays take the lengths that a device reads, whatever the host's are."""
     seen = FakeGPU()
     compute = DecodeGraphs._compute
     decodes: list[DecodeGraphs] = []
 
+    def lengths(decode: DecodeGraphs, bucket: Bucket) -> list[int]:
+        lens: list[int] = (decode._split(decode._inputs, bucket)[1] + 1).tolist()
+        return lens
+
     class Graph:
-        def __init__(self) -> None:
-            self.bucket = seen.computed[-1][0]
+        bucket: Bucket
 
         def replay(self) -> None:
             seen.replayed.append(self.bucket)
-            _, positions, _ = decodes[-1]._split(decodes[-1]._inputs, self.bucket)
-            compute(decodes[-1], self.bucket, (positions + 1).tolist())
+            compute(decodes[-1], self.bucket, lengths(decodes[-1], self.bucket))
 
     def watched(self: DecodeGraphs, bucket: Bucket, kv_lens: list[int]) -> None:
         decodes.append(self)
         seen.computed.append((bucket, list(kv_lens)))
-        compute(self, bucket, kv_lens)
+        compute(self, bucket, lengths(self, bucket))
 
     monkeypatch.setattr(DecodeGraphs, "_compute", watched)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+
+    @contextmanager
+    def capture(graph: Graph, *_: Any, **__: Any) -> Iterator[None]:
+        yield
+        graph.bucket = seen.computed[-1][0]
+
+    stand_in_for_cuda(monkeypatch, Graph, capture)
     return seen
 
 
@@ -241,10 +255,10 @@ def test_a_graph_is_captured_once_for_each_bucket_and_replayed(demo: LLM, gpu: F
     expected = tokens_of(run(engine(demo), encoded, params))
     made = with_decode(engine(demo), capture=True)
     assert tokens_of(run(made, encoded, params)) == expected
-    # Each bucket is computed plainly, then with its bounds to warm up, then to be captured.
+    # Each bucket is computed with its bounds, plainly and then to be captured.
     buckets = {bucket for bucket, _ in gpu.computed}
-    assert len(gpu.computed) == 3 * len(buckets) and len(buckets) > 1
-    for bucket, kv_lens in gpu.computed[1::3]:
+    assert len(gpu.computed) == 2 * len(buckets) and len(buckets) > 1
+    for bucket, kv_lens in gpu.computed:
         assert kv_lens == [bucket.context] * bucket.size
     assert set(gpu.replayed) == buckets and len(gpu.replayed) > 2 * len(buckets)
 
@@ -254,13 +268,10 @@ def test_a_warm_engine_captures_nothing_while_it_answers(demo: LLM, gpu: FakeGPU
     expected = tokens_of(run(engine(demo), encoded, greedy(30)))
     made = with_decode(engine(demo, max_num_seqs=5, max_model_len=200), capture=True)
     made.warm_up()
-    captured = [bucket for bucket, _ in gpu.computed[::3]]
+    captured = [bucket for bucket, _ in gpu.computed[::2]]
     sizes, contexts = (5, 4, 2, 1), (200, 128, 32)  # the largest first
     assert captured == [Bucket(size, context) for size in sizes for context in contexts]
     assert gpu.replayed == captured  # each was compared with the plain step
-    # In the middle of its contexts: neither as short as padding nor as long as the bounds.
-    for bucket, kv_lens in gpu.computed[::3]:
-        assert kv_lens == [bucket.context // 2 + 1] * bucket.size
     n_computed = len(gpu.computed)
     assert tokens_of(run(made, encoded, greedy(30))) == expected
     assert len(gpu.computed) == n_computed and len(gpu.replayed) > len(captured)
@@ -287,12 +298,13 @@ def test_a_warm_up_ends_where_a_step_cannot_be_captured(
     caplog: pytest.LogCaptureFixture, capture_fails_at: int,
 ) -> None:  # fmt: skip
     calls: list[int] = []
+    captured: Any = torch.cuda.graph  # the fixture's
 
-    def capture(*_: Any, **__: Any) -> Any:
+    def capture(graph: Any, *_: Any, **__: Any) -> Any:
         calls.append(1)
         if len(calls) == capture_fails_at:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
-        return nullcontext()
+        return captured(graph)
 
     monkeypatch.setattr(torch.cuda, "graph", capture)
     made = with_decode(engine(demo, max_model_len=200), capture=True)
@@ -315,3 +327,19 @@ def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(dem
     pool_bytes = activation_bytes(demo.model.config, 6) + 6 * demo.model.config.vocab_size * 8
     expected = least + pool_bytes + n_kernels * decode_graph.KERNEL_BYTES
     assert graph_bytes(pool.layout, demo.model, 6, 512) == expected
+
+
+def test_a_guess_that_was_wrong_may_have_left_a_page_beyond_the_bucket(
+    demo: LLM, used: list[Bucket]
+) -> None:
+    made = with_decode(engine(demo))
+    assert made.decode is not None
+    cache = RaggedCache(made.pool)
+    prompt = prompts(demo.tokenizer, 1)[0]
+    prompt = (prompt * 128)[: 128 - 1]
+    demo.model(torch.tensor(prompt), [len(prompt)], [cache])
+    cache.prepare(1 + 15)  # as for guesses, none of which was right
+    _, logits = made.decode.run([5], [cache])
+    assert used[-1].context == 128
+    plain = demo.model(torch.tensor([*prompt, 5]), [128])[-1:]
+    torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-4)

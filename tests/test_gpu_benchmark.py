@@ -47,6 +47,8 @@ def test_all_parts_run_on_a_cpu_with_a_small_shape(tmp_path: Path) -> None:
     peer = result["transformers"]
     assert set(peer["prefill_s"]) == {"40"} and set(peer["decode_step_s"]) == {"1"}
     assert {row["window"] for row in result["attention"]["rows"]} == {None, 32}
+    [linears] = result["linears"]["rows"]
+    assert linears["tokens"] == 16 and linears["tops"] > 0
     assert result["passkey"]["models"][0]["tries"] == 1
     whats = {(row.what, row.against) for row in rows_of(result)}
     assert ("decode, batch 1, after 24 tokens", "transformers") in whats
@@ -110,20 +112,21 @@ def test_whatever_a_part_fails_of_the_others_go_on_and_are_written_at_once(
         if "passkey" in command:
             assert command[command.index("--device") + 1] == "cpu"
             raise OSError("no such program")
-        if "benchmarks.attention" in command:
+        if "benchmarks.attention" in command or "benchmarks.linears" in command:
             raise SystemExit("exit code 1")
         written(command).write_text('{"prefill_s": {"40": 2.0}}')
         raise SystemExit("killed after 9 s")
 
     result = parts_of(monkeypatch, path, program)
-    assert list(result["failed"]) == ["prefill", "attention", "passkey", "transformers"]
+    failed = ["prefill", "linears", "attention", "passkey", "transformers"]
+    assert list(result["failed"]) == failed
     assert "JSONDecodeError" in result["failed"]["prefill"]
     assert "no such program" in result["failed"]["passkey"]
     assert result["transformers"] == {"prefill_s": {"40": 2.0}}  # before it was killed
     assert result["long"] == result["decode_1"] == {"batch": 1} and "attention" not in result
     by_pytorch = ["octavo: by PyTorch"]
     assert result["warnings"] == dict.fromkeys(("decode_1", "prefill", "long"), by_pytorch)
-    assert "decode_1" not in seen[0] and "decode_1" in seen[1] and "attention" in seen[3]["failed"]
+    assert "decode_1" not in seen[0] and "decode_1" in seen[1] and "attention" in seen[4]["failed"]
 
 
 def test_a_program_that_hangs_leaves_time_to_the_others(
@@ -139,7 +142,7 @@ def test_a_program_that_hangs_leaves_time_to_the_others(
         raise SystemExit("killed")
 
     parts_of(monkeypatch, tmp_path / "gpu.json", program, "--minutes", 8)
-    assert given == [240 / 2**i for i in range(6)]
+    assert given == [240 / 2**i for i in range(7)]
 
 
 def test_figures_of_a_passkey_are_kept_where_the_cpus_are_of_another(
@@ -192,6 +195,7 @@ def figures() -> dict[str, Any]:
         "transformers": {
             "prefill_s": {"8192": 8192 / 10_000}, "decode_step_s": {"1": 0.02, "64": 0.064},
         },
+        "linears": {"machine_int8_tops": 100.0, "rows": [{"tokens": 4096, "tops": 70.0}]},
         "attention": {
             "machine_bf16_tflops": 50.0,
             "rows": [
@@ -223,7 +227,8 @@ def test_every_target_is_held_against_the_right_figures() -> None:
         ("decode, batch 1, after 1,024 tokens", "transformers"): (2.0, 2.5, False),
         ("decode, batch 64, after 1,024 tokens", "the target"): (0.5, 1.0, False),
         ("decode, batch 64, after 1,024 tokens", "transformers"): (3.0, None, None),
-        ("prefill, 8,192 tokens: linears", "the machine's int8"): (0.6, 0.6, True),
+        ("prefill, 8,192 tokens: linears", "the machine's int8"): (0.6, None, None),
+        ("prefill in chunks of 4,096: linears alone", "the machine's int8"): (0.7, 0.6, True),
         ("prefill, 8,192 tokens", "transformers"): (3.0, 1.5, True),
         (f"{alone}, full, octavo, bf16 KV", "the machine's bf16"): (0.6, 0.6, True),
         (f"{alone}, window 32,768, octavo, bf16 KV", "the machine's bf16"): (0.58, 0.6, False),
@@ -239,7 +244,7 @@ def test_every_target_is_held_against_the_right_figures() -> None:
 
 def test_what_was_not_measured_has_no_row() -> None:
     result = figures()
-    for part in ("transformers", "attention", "decode_64", "passkey"):
+    for part in ("transformers", "linears", "attention", "decode_64", "passkey"):
         del result[part]
     result["passkey"] = {"models": []}  # ended before the first answer
     result["long"]["peak_device_bytes"] = None  # as on a CPU

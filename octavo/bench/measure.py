@@ -36,8 +36,8 @@ class BenchResult:
         decode_step_s, decode_step_min_s: the median step, and the fastest.
         time_to_first_token_s: from the process's start to the first sequence's first token.
         peak_rss_bytes: the most that the process had in the host's memory until the last step.
-        peak_device_bytes: the most that PyTorch had taken of the device's memory until then, what
-            the driver keeps for itself not counted; None on the CPU.
+        peak_device_bytes: the most that PyTorch had taken of the device's memory until then, with
+            whatever else was not free: the driver's own, and other processes'; None on the CPU.
         weights_bytes: of the weights as they run.
         kv_bytes: of the pages that are held at the end.
         read_gb_s: bytes that a step must read, over the median step's time.
@@ -109,7 +109,7 @@ def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device)
         kv_read_gb_s = (read - short) / longer_s / 1e9
     meanwhile_gb_s = reads.bytes_per_second() / 1e9 if reads else None
     peak, kv_bytes, first_token_s = peak_rss_bytes(), run.kv_bytes, run.first_token_s
-    peak_device = torch.cuda.max_memory_reserved(device) if on_gpu else None
+    peak_device = _peak_device_bytes(device) if on_gpu else None
     assert first_token_s is not None
     del run, reads
     gc.collect()  # there may be no room for the machine's own figures beside the model
@@ -143,6 +143,13 @@ def _measure(settings: BenchSettings, config: ModelConfig, device: torch.device)
         device=str(device),
         device_name=torch.cuda.get_device_name(device) if on_gpu else None,
     )
+
+
+def _peak_device_bytes(device: torch.device) -> int:
+    """As `BenchResult.peak_device_bytes`."""
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    return torch.cuda.max_memory_reserved(device) + others
 
 
 def _mean_bytes(

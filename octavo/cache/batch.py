@@ -136,5 +136,6 @@ def fill_table(page_table: Tensor, caches: Sequence[RaggedCache], kind: int) -> 
     to = page_table.numpy()  # which is quicker than PyTorch with a few numbers
     for i, cache in enumerate(caches):
         table = cache.tables[kind]
-        held = slice(table.first, table.stop)
+        # Of guesses that were not right a cache may hold a page beyond a table for its length.
+        held = slice(table.first, min(table.stop, to.shape[2]))
         to[:, i, held] = table.ids.numpy()[:, held]

@@ -20,7 +20,7 @@ from octavo.cache import (
 )
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from octavo.config import ModelConfig
-from octavo.device import CPU, choose_device, to_device
+from octavo.device import CPU, choose_device, current, to_device
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
 from octavo.model.linear import (
@@ -313,7 +313,8 @@ class Transformer(nn.Module):
         Raises:
             RequestError: lengths that do not add up, ids outside the vocabulary, a full cache.
         """
-        return self.logits(self.hidden(input_ids, seqlens, cache))
+        with current(self.device):
+            return self.logits(self.hidden(input_ids, seqlens, cache))
 
     def _check(
         self, input_ids: Tensor, seqlens: Sequence[int], cache: Sequence[RaggedCache] | None

@@ -24,6 +24,7 @@ MOST_ROWS = {tl.float32: 16}  # of a program: see prefill.block_sizes
 PROGRAMS = 4  # a multiprocessor that there should be
 SPLIT_KEYS = 128  # a run has at least, by the host's bounds
 MOST_SPLITS = 128  # whose sums fit into registers when they are put together
+PART_BYTES = 64 * 2**20  # of all runs' sums, at most: there is room for every sequence of the pass
 
 
 def few_queries(call: AttentionCall) -> int:
@@ -42,7 +43,10 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
     n_seen = max(call.kv_lens)
     if call.window is not None:
         n_seen = min(n_seen, call.window + at_most - 1)
+    n_parts = len(call.query_lens) * call.n_kv_heads * n_rows  # of each run
     splits = n_splits(n_sequences * call.n_kv_heads, n_seen, call.q.device)
+    while splits > 1 and n_parts * splits * call.q.shape[2] * 4 > PART_BYTES:
+        splits //= 2
     blocks = block_sizes(call.operand, n_rows, call.pages.keys.dtype)
     grid = (splits, call.n_kv_heads, len(call.query_lens))
     if splits == 1:
@@ -72,7 +76,8 @@ def block_sizes(operand: tl.dtype, n_rows: int, kept: torch.dtype) -> Blocks:
     keys = 16 if operand == tl.float32 and not INTERPRETED else 64
     # The page table is one stage ahead of the keys, and these of their product. Pages of int8 are
     # widened in registers, which leaves room for half the programs: each reads two blocks ahead.
-    return Blocks(rows, keys, warps=4, stages=5 if kept == torch.int8 else 3)
+    warps = 8 if rows == 128 else 4  # which would not have registers for so many
+    return Blocks(rows, keys, warps, stages=5 if kept == torch.int8 else 3)
 
 
 def n_splits(n_programs: int, n_keys: int, device: torch.device) -> int:

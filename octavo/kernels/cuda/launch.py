@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo.errors import in_one_line
+
 logger = logging.getLogger("octavo")
 
 # Triton's interpreter runs kernels on a CPU's tensors: slowly, and without a GPU.
@@ -34,6 +36,6 @@ def computes_right(is_right: Callable[[], bool], what: str) -> bool:
                 return True
         reason = "it computes wrong"
     except Exception as error:  # a compiler's and a driver's errors share no class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = in_one_line(error)
     logger.warning("octavo: %s by Triton is not used here (%s); PyTorch's runs", what, reason)
     return False

@@ -225,13 +225,19 @@ def _sums(
     for step in range(first, last):
         start = step * BLOCK_K
         if WHOLE:
-            total = tl.dot(tl.load(q + start), tl.load(weight + start), total)
+            total = _add_product(total, tl.load(q + start), tl.load(weight + start))
         else:
             inside = inputs < n_inputs - start
             left = tl.load(q + start, inside[None, :], 0)
             right = tl.load(weight + start, inside[:, None], 0)
-            total = tl.dot(left, right, total)
+            total = _add_product(total, left, right)
     return total
+
+
+@triton.jit
+def _add_product(total: tl.tensor, left: tl.tensor, right: tl.tensor) -> tl.tensor:
+    """In int32, which Triton before 3.9 has to be told of a product of int8."""
+    return tl.dot(left, right, total, out_dtype=tl.int32)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ from octavo.bench.machine import measure_machine
 from octavo.bench.random_model import DTYPE, RandomBlocks
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.checkpoint.ministral import MINISTRAL_8B
-from octavo.device import choose_device
+from octavo.device import choose_device, current
 
 CONFIG = replace(MINISTRAL_8B, n_layers=1, windows=(None,))
 HEADS, KV_HEADS, HEAD_DIM = CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure each dtype of the cache, then PyTorch's; print a table."""
     options = parse_arguments()
-    with torch.inference_mode():
+    with torch.inference_mode(), current(options.device):
         rows = [row for kv in options.kv for row in measure(kv, options)]
         if not options.no_sdpa:
             rows += measure_sdpa(options)

@@ -17,7 +17,7 @@ from octavo import kernels
 from octavo.checkpoint import Checkpoint, open_checkpoint, resolve_model, writer
 from octavo.checkpoint.checkpoint import parse_dtype
 from octavo.config import parse_bytes
-from octavo.device import choose_device
+from octavo.device import choose_device, current
 from octavo.engine.generate import generate
 from octavo.errors import ConfigError, QuantizeError, is_out_of_memory
 from octavo.model.streamed import streamed_transformer
@@ -160,7 +160,8 @@ def quantize(
             max_memory=budget,
             on_progress=on_progress,
         )
-        run.run()
+        with current(where):
+            run.run()
         if _fingerprint(checkpoint) != inputs["model"]:
             raise QuantizeError(f"{source}: changed while it was read; start again")
         bytes_quantized = _complete(run, encoder)

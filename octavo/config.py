@@ -5,6 +5,7 @@ Names are those of Mistral's `params.json`. Readers of the files are in `octavo.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -32,6 +33,16 @@ def parse_bytes(value: int | str, what: str) -> int:
     if n_bytes <= 0:
         raise ConfigError(f"{what}: {value!r} is no amount of memory; write 8G or 512M")
     return n_bytes
+
+
+def format_bytes(n_bytes: int, up: bool = False) -> str:
+    """As `parse_bytes` reads it, `1.50G` or `512M`; rounded up where it must suffice."""
+    rounded = math.ceil if up else round
+    if n_bytes < 2**20:
+        return f"{n_bytes}B"
+    if n_bytes < 2**30:
+        return f"{rounded(n_bytes / 2**20)}M"
+    return f"{rounded(n_bytes * 100 / 2**30) / 100:.2f}G"
 
 
 def format_size(tokens: int) -> str:
@@ -79,13 +90,17 @@ class AttentionPattern:
                 windows.append(None if window >= max_seq_len else window)
         return cls(tuple(windows))
 
-    def per_layer(self, n_layers: int) -> tuple[int | None, ...]:
-        """The pattern repeated over all layers. Raises ConfigError where it does not divide."""
+    def per_layer(self, n_layers: int, what: str = "attention pattern") -> tuple[int | None, ...]:
+        """The pattern repeated over all layers; `what` names it in errors.
+
+        Raises:
+            ConfigError: it does not divide the layers, or there are too many.
+        """
         if n_layers > MAX_LAYERS:
             raise ConfigError(f"n_layers {n_layers} is more than the {MAX_LAYERS} any model has")
         if n_layers % len(self.windows):
             raise ConfigError(
-                f"attention pattern: its {len(self.windows)} entries do not divide "
+                f"{what}: its {len(self.windows)} entries do not divide "
                 f"the model's {n_layers} layers"
             )
         return self.windows * (n_layers // len(self.windows))

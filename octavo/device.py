@@ -20,14 +20,14 @@ def choose_device(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(name).split(":")[0] not in ("cpu", "cuda"):  # of others PyTorch says far too much
+        raise ConfigError(f"device: {str(name)!r} is none of auto, cpu, cuda, cuda:1 and so on")
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: {str(name)!r} cannot be used ({reason}); try cpu") from None
-    if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: {str(name)!r} is none of auto, cpu, cuda, cuda:1 and so on")
     return found
 
 

@@ -9,8 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mistral_common.exceptions import MistralCommonException
+from mistral_common.exceptions import (
+    InvalidToolException,
+    InvalidToolSchemaException,
+    MistralCommonException,
+)
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.tool_calls import Tool
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -21,7 +26,8 @@ from octavo.errors import RequestError, TokenizerError
 # Newest first; V3-Tekken is Ministral's, the sentencepiece ones are those of older 7B models.
 FILES = ("tekken.json", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
 V3_TEKKEN_VOCAB_SIZE = 131_072
-_INCOMPLETE = "\ufffd"  # what decoding yields for a character whose bytes are not all there
+_INCOMPLETE = "\ufffd"  # what decoding yields for a character whose bytes are not all there,
+_N_OPEN = 3  # at most so many times: sentencepiece yields one for each of its bytes
 
 logger = logging.getLogger("octavo")
 
@@ -62,9 +68,8 @@ class Tokenizer:
                 f"{path}: needs sentencepiece; install octavo[sentencepiece]"
             ) from None
         except Exception as error:  # a damaged file surfaces as whatever its parser raises
-            reason = str(error).strip().splitlines()
-            detail = reason[0][:200] if reason else type(error).__name__
-            raise TokenizerError(f"{path}: not a tokenizer that can be read: {detail}") from None
+            reason = _reading_problem(error)
+            raise TokenizerError(f"{path}: not a tokenizer that can be read: {reason}") from None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -218,33 +223,44 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._token_ids: list[int] = []
-        # Tokens before `_context` are settled. Those up to `_read` are handed out, and decoded
-        # again with the next ones, since sentencepiece drops a space that leads a text.
-        self._context = 0
-        self._read = 0
+        # The latest tokens are decoded again with the next ones, since a character may go on in
+        # those, and sentencepiece drops a space that leads a text.
+        self._latest: list[int] = []
+        self._n_given = 0  # characters of their text that are handed out
 
     def add(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete; may be empty."""
-        self._token_ids.extend(token_ids)
-        before, after = self._texts()
-        if after.endswith(_INCOMPLETE):
-            return ""
-        return self._hand_out(before, after)
+        self._latest.extend(token_ids)
+        text = self._decode(self._latest)
+        return self._hand_out(text, _N_OPEN if text.endswith(_INCOMPLETE) else 0)
 
     def flush(self) -> str:
         """What is left, an incomplete character included (as U+FFFD)."""
-        return self._hand_out(*self._texts())
+        return self._hand_out(self._decode(self._latest), 0)
 
-    def _texts(self) -> tuple[str, str]:
-        pending = self._token_ids[self._context :]
-        before = pending[: self._read - self._context]
-        decode = self._tokenizer.decode
-        return decode(before, special=self._special), decode(pending, special=self._special)
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, special=self._special)
 
-    def _hand_out(self, before: str, after: str) -> str:
-        self._context, self._read = self._read, len(self._token_ids)
-        return after[len(before) :]
+    def _hand_out(self, text: str, n_left: int) -> str:
+        """All but the last `n_left` characters, as far as they are not handed out yet."""
+        end = max(len(text) - n_left, self._n_given)
+        piece = text[self._n_given : end]
+        self._n_given = end
+        self._forget(len(text) - end)
+        return piece
+
+    def _forget(self, n_left: int) -> None:
+        """Let go of early tokens, so that no step decodes many.
+
+        Where the first that stays is in the middle of a character, up to three characters at the
+        start of the text are others now. So those that are left are counted from its end.
+        """
+        n_kept = 32 if n_left else 4
+        if len(self._latest) > 2 * n_kept:
+            latest = self._latest[-n_kept:]
+            n_given = len(self._decode(latest)) - n_left
+            if not n_left or n_given >= _N_OPEN:  # control tokens have no characters
+                self._latest, self._n_given = latest, n_given
 
 
 def _encode(
@@ -254,10 +270,13 @@ def _encode(
     request: dict[str, Any],
 ) -> list[int]:
     """Token ids of a conversation under the rules of `mistral`; its complaints in one line."""
+    offered = _offered(tools)
     try:
-        return mistral.encode_chat_completion(_request(messages, tools, request)).tokens
+        return mistral.encode_chat_completion(_request(messages, offered, request)).tokens
     except RequestError:
         raise
+    except (InvalidToolException, InvalidToolSchemaException) as error:
+        raise RequestError(f"tools: {_first_problem(error)}") from None
     except KeyError as error:
         raise RequestError(f"messages: a message lacks the field {error}") from None
     except (
@@ -274,16 +293,42 @@ def _ends_with_answer(messages: Any) -> bool:
     return role == "assistant"
 
 
+def _offered(tools: Any) -> list[Tool]:
+    """Tools as mistral-common's, whatever they came as."""
+    if tools is None:
+        return []
+    if isinstance(tools, str) or not isinstance(tools, Sequence):
+        raise RequestError(f"tools: a list of tools, not {type(tools).__name__}")
+    offered = []
+    for i, tool in enumerate(tools):
+        try:
+            offered.append(Tool.from_openai(tool if isinstance(tool, dict) else tool.to_openai()))
+        except (TypeError, AttributeError):
+            raise RequestError(f"tools[{i}]: no function with a name") from None
+        except ValueError as error:
+            raise RequestError(f"tools[{i}]: {_first_problem(error)}") from None
+    return offered
+
+
 def _request(
-    messages: Sequence[Any], tools: Sequence[Any] | None, request: dict[str, Any]
+    messages: Sequence[Any], tools: list[Tool], request: dict[str, Any]
 ) -> ChatCompletionRequest:
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: a list of messages, not {type(messages).__name__}")
     if all(isinstance(message, dict) for message in messages):
-        openai_tools = [t if isinstance(t, dict) else t.to_openai() for t in tools or ()] or None
+        openai_tools = [tool.to_openai() for tool in tools] or None
         return ChatCompletionRequest.from_openai(list(messages), tools=openai_tools, **request)
-    mistral_tools = list(tools) if tools else None
-    return ChatCompletionRequest(messages=list(messages), tools=mistral_tools, **request)
+    return ChatCompletionRequest(messages=list(messages), tools=tools or None, **request)
+
+
+def _reading_problem(error: Exception) -> str:
+    """One line of what a parser raised at a damaged file; Python's own words say nothing there."""
+    if isinstance(error, KeyError):
+        return f"it lacks the field {error}"
+    if isinstance(error, (TypeError, AttributeError)):
+        return "its JSON is not laid out as a tokenizer's"
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _first_problem(error: Exception) -> str:

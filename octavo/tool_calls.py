@@ -109,6 +109,11 @@ class ToolCallParser:
     def calls(self) -> list[ToolCall]:
         return [ToolCall(c.name, "".join(parts), c.id) for c, parts in self._calls.found]
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last call has begun and not come to its end."""
+        return self._calls.n_whole < len(self._calls.found)
+
     def add(self, token_ids: Sequence[int], *, text_length: int | None = None) -> list[Event]:
         """Take newly generated tokens in.
 
@@ -198,6 +203,7 @@ class _Calls:
         found: each call with its arguments in pieces.
         pending: characters since the last that became part of a call.
         n_before: calls before this [TOOL_CALLS].
+        n_whole: calls up to the last that came to its end.
     """
 
     def __init__(self, events: list[Event]) -> None:
@@ -205,6 +211,7 @@ class _Calls:
         self.found: list[tuple[CallStarted, list[str]]] = []
         self.pending: list[str] = []
         self.n_before = 0
+        self.n_whole = 0
 
     def begin(self, name: str) -> None:
         call = CallStarted(len(self.found), new_tool_call_id(), name)
@@ -218,6 +225,7 @@ class _Calls:
         self.pending.clear()
 
     def end(self) -> None:
+        self.n_whole = len(self.found)
         self.pending.clear()
 
     def take_pending(self) -> str:

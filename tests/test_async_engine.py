@@ -14,6 +14,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.async_request import (
+    Aborted,
     AsyncRequest,
     Draining,
     EngineFailure,
@@ -154,6 +155,24 @@ def test_aborting_frees_before_the_next_step(llm: LLM) -> None:
     run(llm, test)
 
 
+@pytest.mark.parametrize("reads_first", [True, False])
+def test_who_waits_for_an_aborted_answer_is_told(llm: LLM, reads_first: bool) -> None:
+    async def test(engine: AsyncEngine, held: Held) -> None:
+        held.may_step.clear()
+        request = engine.add_request(prompt(llm), LONG)
+        reading: asyncio.Task[Any] = asyncio.ensure_future(request.result())
+        if reads_first:
+            await request.accepted()
+        request.abort()
+        request.abort()  # a second time is no error
+        held.may_step.set()
+        for waiting in (reading, request.result()):
+            with pytest.raises(Aborted, match="aborted before its answer was finished"):
+                await asyncio.wait_for(waiting, 5)
+
+    run(llm, test)
+
+
 def test_past_the_queue_requests_are_refused(llm: LLM) -> None:
     async def test(engine: AsyncEngine, held: Held) -> None:
         held.may_step.clear()
@@ -226,8 +245,12 @@ def test_an_engine_that_cannot_recover_says_so_to_everybody(llm: LLM) -> None:
         for request in requests:
             with pytest.raises(EngineFailure, match="started again"):
                 await request.result()
-        with pytest.raises(EngineFailure, match="started again"):
-            engine.add_request(prompt(llm), PARAMS)
+        depths = set()
+        for _ in range(3):
+            with pytest.raises(EngineFailure, match="started again") as caught:
+                engine.add_request(prompt(llm), PARAMS)
+            depths.add(len(caught.traceback))
+        assert len(depths) == 1  # an error that is raised again gathers frames, and their requests
         await engine.stop()
 
     asyncio.run(main())
@@ -256,7 +279,7 @@ def test_what_is_not_finished_when_it_stops_is_told(llm: LLM) -> None:
         await asyncio.sleep(0.05)
         held.may_step.set()
         await stopping
-        with pytest.raises(EngineFailure, match="shut down"):
+        with pytest.raises(Draining, match="shut down"):
             await reading
 
     async def main() -> None:

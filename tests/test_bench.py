@@ -109,7 +109,9 @@ def test_without_json_there_is_a_table(shape: Path, capsys: Capsys) -> None:
         (["--prompt", "long"], "--prompt: 'long' is not a size"),
         (["--decode", 0], "--decode: 0 is not a positive number"),
         (["--threads", -1], "--threads: -1 is not a positive number"),
-        (["--device", "tpu"], "device: 'tpu' cannot be used"),
+        (["--threads", 100_000], "--threads: 100000 is too many for this machine's"),
+        (["--seed", 2**64], "--seed: 18446744073709551616 does not fit in 64 bits"),
+        (["--device", "tpu"], "device: 'tpu' is none of auto, cpu, cuda"),
         (["--context", 250], "--context 250, --prompt 512 and --decode 32 make 794 tokens, more"),
     ],
 )

@@ -110,11 +110,30 @@ def test_corrupt_header(mistral: Path) -> None:
     assert "consolidated.safetensors: corrupt" in refusal(mistral)
 
 
-def test_header_that_points_outside_its_data(mistral: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}).encode()
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        3,
+        {"a": ["F32", [1], [0, 4]]},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": []}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},  # outside of the data
+    ],
+)
+def test_header_that_safetensors_does_not_write(mistral: Path, values: Any) -> None:
+    header = json.dumps(values).encode()
     path = mistral / "consolidated.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
     assert "consolidated.safetensors: corrupt" in refusal(mistral)
+
+
+def test_truncated_shard_of_an_unfinished_quantisation(hf: Path) -> None:
+    folder = hf.rename(hf.with_name("hf.unfinished"))
+    (folder / "progress.json").write_text("{}")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"; remove {folder} and start again" in refusal(folder)
 
 
 def test_git_lfs_pointer(mistral: Path) -> None:
@@ -413,7 +432,8 @@ def test_int8_weights_without_a_quantisation_config(w8a8: Path) -> None:
 
 
 def test_pattern_option_that_does_not_divide_the_layers(mistral: Path) -> None:
-    assert "do not divide" in refusal(mistral, attention_pattern="full,8,8")
+    text = refusal(mistral, attention_pattern="full,8,8")
+    assert text == "--attention-pattern: its 3 entries do not divide the model's 4 layers"
 
 
 def test_unknown_dtype(mistral: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import select
@@ -20,6 +21,7 @@ import torch
 from octavo import LLM, SamplingParams
 from octavo.cli import options
 from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
+from octavo.cli.stdout import checked_stdout
 from octavo.engine.decode_graph import DecodeGraphs
 from octavo.kernels.cpu import library
 
@@ -143,10 +145,14 @@ def test_inspect_refuses_a_damaged_checkpoint(
     [
         (["inspect", "MODEL", "--max-model-len", "1m"], "more than the model's context"),
         (["inspect", "MODEL", "--max-model-len", "long"], "--max-model-len: 'long' is not a size"),
-        (["inspect", "MODEL", "--attention-pattern", "8,8,8"], "3 entries do not divide"),
+        (
+            ["inspect", "MODEL", "--attention-pattern", "8,8,8"],
+            "--attention-pattern: its 3 entries do",
+        ),
         (["inspect", "nowhere/at/all"], "no such folder"),
         (["generate", "MODEL"], "give either a prompt with -p or a JSONL file with -i"),
         (["generate", "MODEL", "-p", "x", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate", "MODEL", "-p", "x", "-o", "out.jsonl"], "--output: is for the answers to"),
         (["generate", "MODEL", "-p", "x", "--dtype", "int3"], "dtype: 'int3' is not one of"),
         (
             ["chat", "MODEL", "--kv-cache-dtype", "int4"],
@@ -319,9 +325,61 @@ def test_output_that_cannot_be_written_is_refused(
     source.write_text('{"prompt": "ok"}\n')
     target = tmp_path / "no" / "such" / "folder.jsonl"
     assert "cannot be written" in fails(capsys, "generate", text_model, "-i", source, "-o", target)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(source)
+    assert "is the --input" in fails(capsys, "generate", text_model, "-i", source, "-o", link)
+    assert source.read_text() == '{"prompt": "ok"}\n'
     if os.path.exists("/dev/full"):
         code, _, err = run(capsys, "generate", text_model, "-i", source, "-o", "/dev/full")
         assert code == 2 and "No space left" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no /dev/full")
+@pytest.mark.parametrize(
+    "words", ["inspect MODEL", "generate MODEL -p x", "generate MODEL -i FILE", "chat MODEL"]
+)
+def test_a_full_disk_on_stdout_is_one_line(
+    text_model: Path, tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    # Longer than the buffer, so that nothing of it is left to be flushed.
+    source.write_text(json.dumps({"prompt": "ok", "further": "x" * 20_000}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    arguments = [{"MODEL": text_model, "FILE": source}.get(word, word) for word in words.split()]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        err = fails(capsys, *arguments)
+    assert err.startswith("octavo: standard output: cannot be written: No space left on device;")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no /dev/full")
+def test_a_full_disk_is_not_named_again_when_python_ends() -> None:
+    with open("/dev/full", "w") as full:
+        command = [*OCTAVO, "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_stdout_cannot_encode_is_escaped(
+    text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    prompts = ["half of a pair: \ud800", "é 😀", "ok"]
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+    command = ["octavo", "generate", str(text_model), "-i", str(source), "--max-tokens", "3"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert not leaving.value.code
+    lines = written.getvalue().decode(encoding).splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == prompts
+    assert ("é 😀" in lines[1]) == (encoding == "utf-8")
+    with checked_stdout():
+        print("é")
+    assert written.getvalue().decode(encoding).endswith("é\n" if encoding == "utf-8" else "\\xe9\n")
 
 
 class Terminal:

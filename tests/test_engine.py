@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -319,6 +320,54 @@ def test_n_answers_are_those_of_their_seeds_however_few_run_at_once(
     for i, tokens in enumerate(tokens_of(several)):
         one = SamplingParams(max_tokens=9, seed=5 + i, ignore_eos=True)
         assert tokens == tokens_of(run(made, [prompt], one))[0]
+
+
+def test_answers_that_start_late_go_before_what_came_later(demo: LLM) -> None:
+    made = engine(demo, max_num_seqs=2)
+    several = SamplingParams(n=3, max_tokens=8, seed=1, ignore_eos=True)
+    params = [several, several, greedy(8), greedy(8)]
+    ids = [made.add_request([5 + i] * 20, each) for i, each in enumerate(params)]
+    made.step()  # both first answers read their prompts
+    waiting = [(s.request_id, s.index) for s in made.scheduler.waiting]
+    assert waiting == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 0), (3, 0)]
+    assert [output.request_id for output in made.run(ids)] == ids
+
+
+def test_streams_and_runs_of_one_engine_take_turns(demo: LLM) -> None:
+    made = engine(demo, chunk=100)
+    first, second, third, fourth = (made.add_request([5 + i] * 20, greedy(6)) for i in range(4))
+    pairs = zip_longest(made.stream(first), made.stream(second))
+    outputs = [output for pair in pairs for output in pair if output is not None]
+    finished = [output for output in outputs if output.finished]
+    assert sorted(output.request_id for output in finished) == [first, second]
+    assert all(len(tokens) == 6 for tokens in tokens_of(finished))
+    # All four have finished by now, and the others are kept for who asks.
+    assert not made.has_work
+    assert [output.request_id for output in made.run([fourth])] == [fourth]
+    [output] = made.stream(third)
+    assert output.request_id == third and output.finished
+    assert list(made.run([fourth])) == list(made.stream(third)) == []
+
+
+def test_a_run_gives_its_own_requests_and_ends_without_those_that_have_gone(demo: LLM) -> None:
+    made = engine(demo)
+    ids = [made.add_request([5 + i] * 20, greedy(4)) for i in range(5)]
+    others = made.run(ids[3:])
+    assert next(others).request_id == ids[3]
+    made.abort(ids[0])
+    made.abort(ids[4])  # which has finished and waits to be taken
+    assert [output.request_id for output in made.run(ids[:3])] == ids[1:3]
+    assert list(others) == [] and not made.has_work
+
+
+def test_only_the_first_answer_scores_the_prompt(demo: LLM) -> None:
+    made = engine(demo, max_num_seqs=1)  # so that the others cannot begin as its copies
+    prompt = prompts(demo.tokenizer, 1, seed=3)[0]
+    params = SamplingParams(n=3, max_tokens=4, seed=1, ignore_eos=True, prompt_logprobs=0)
+    [output] = run(made, [prompt], params)
+    assert output.prompt_logprobs is not None and len(output.prompt_logprobs) == len(prompt)
+    known = (len(prompt) - 1) // PAGE_SIZE * PAGE_SIZE
+    assert output.num_cached_tokens == 0 and made.stats().cached_tokens_total == 2 * known
 
 
 def test_aborted_requests_free_their_pages_at_once(demo: LLM) -> None:

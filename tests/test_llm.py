@@ -184,9 +184,12 @@ def test_logprobs_are_the_models_own(llm: LLM) -> None:
 def test_prompts_come_as_text_tokens_or_dicts(llm: LLM) -> None:
     ids = llm.tokenizer.encode("Hello")
     expected = llm.generate("Hello", GREEDY)[0].outputs[0].token_ids
-    prompt: Any
-    for prompt in (ids, [ids], {"prompt": "Hello"}, [{"prompt_token_ids": ids}], ["Hello"]):
-        assert llm.generate(prompt, GREEDY)[0].outputs[0].token_ids == expected
+    as_text: list[Any] = ["Hello", ["Hello"], {"prompt": "Hello"}]
+    as_tokens: list[Any] = [ids, [ids], [{"prompt_token_ids": ids}]]
+    for prompt in as_text + as_tokens:
+        [output] = llm.generate(prompt, GREEDY)
+        assert output.outputs[0].token_ids == expected
+        assert output.prompt == ("Hello" if prompt in as_text else None)
 
 
 def test_chat_takes_one_conversation_or_several(llm: LLM) -> None:
@@ -198,12 +201,12 @@ def test_chat_takes_one_conversation_or_several(llm: LLM) -> None:
     ]
 
 
-@pytest.mark.parametrize("prompts", ["", [[]], [3.5], None, [None], [[1, 2, 99999]], [[-1]]])
+@pytest.mark.parametrize("prompts", ["", [[]], [3.5], None, 5, [None], [{}], [[1, 99999]], [[-1]]])
 def test_wrong_prompts_are_refused(llm: LLM, prompts: Any) -> None:
     if prompts == "":  # not empty: it is a begin-of-sequence token
         assert llm.generate(prompts, GREEDY)[0].prompt_token_ids == [1]
         return
-    with pytest.raises((RequestError, TypeError)):
+    with pytest.raises(RequestError, match="prompt"):
         llm.generate(prompts, GREEDY)
     assert not llm.engine.has_work
 
@@ -216,12 +219,32 @@ def test_over_long_prompt_is_refused_with_both_numbers(llm: LLM) -> None:
 def test_one_bad_prompt_of_several_is_named_and_nothing_is_left_behind(llm: LLM) -> None:
     with pytest.raises(RequestError, match="prompt 1: "):
         llm.generate([[5], [5] * 600], GREEDY)
+    with pytest.raises(RequestError, match=r"^prompt 1: token 99999 is outside the vocabulary"):
+        llm.generate([[5], [99999]], GREEDY)
     assert not llm.engine.has_work
 
 
 def test_as_many_params_as_prompts(llm: LLM) -> None:
     with pytest.raises(RequestError, match="1 sampling_params for 2 prompts"):
         llm.generate(["a", "b"], [GREEDY])
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [{"temperature": 0}], 5])
+def test_wrong_params_are_refused(llm: LLM, params: Any) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    with pytest.raises(RequestError, match="sampling_params must be a SamplingParams"):
+        llm.generate("Hello", params)
+    with pytest.raises(RequestError, match="sampling_params must be a SamplingParams"):
+        next(llm.stream_chat(messages, params))
+
+
+@pytest.mark.parametrize(
+    "tokens", [{"stop_token_ids": [5, 10**6], "min_tokens": 2}, {"logit_bias": {10**6: 1}}]
+)
+def test_tokens_outside_the_vocabulary_are_refused(llm: LLM, tokens: Any) -> None:
+    problem = f"{next(iter(tokens))}: token 1000000 is outside the vocabulary"
+    with pytest.raises(RequestError, match=problem):
+        llm.generate("Hello", SamplingParams(**tokens))
 
 
 @pytest.mark.parametrize(
@@ -231,6 +254,7 @@ def test_as_many_params_as_prompts(llm: LLM) -> None:
         ({"max_model_len": 1000}, "max_model_len 1000 is more than the model's context of 512"),
         ({"max_model_len": 0}, "max_model_len must be a positive integer"),
         ({"max_num_seqs": -1}, "max_num_seqs must be a positive integer"),
+        ({"tensor_parallel": 0}, "tensor_parallel must be a positive integer"),
     ],
 )
 def test_wrong_options_are_refused_by_name(
@@ -238,6 +262,34 @@ def test_wrong_options_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         LLM(text_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"max_model_len": 1000}, "max_model_len 1000 is more than the model's context of 512"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be a positive integer"),
+        ({"max_num_batched_tokens": 1.5}, "max_num_batched_tokens must be a positive integer"),
+    ],
+)
+def test_an_engine_refuses_wrong_options_by_name(
+    model: Transformer, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        Engine(model, **options)
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_generate_refuses_chunks_of_nothing(model: Transformer, chunk_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"chunk_size must be a positive .* not {chunk_size}"):
+        generate([[1]], model, max_tokens=1, temperature=0, chunk_size=chunk_size)
+
+
+def test_the_cards_tensor_parallel_is_taken(
+    text_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert LLM(text_model, tensor_parallel=2).generate("Hello", GREEDY)
+    assert "tensor_parallel=2 comes later; running on one device" in caplog.text
 
 
 def test_generate_returns_tokens_without_eos_and_logprobs_of_prompt_and_answer(
@@ -267,19 +319,36 @@ def test_generate_samples_repeatably_with_a_seed(model: Transformer) -> None:
     assert run(1) == run(1) != run(2)
 
 
-def test_tool_calls_of_a_chat_come_parsed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+CALL = '[{"name": "f", "arguments": {"a": 1}}]'
+
+
+def answer_with_a_call(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     tool_id = llm.tokenizer.tool_calls_id
     assert tool_id is not None
-    text = '[{"name": "f", "arguments": {"a": 1}}]'
-    script = iter([tool_id, *llm.tokenizer.encode(text, bos=False), llm.tokenizer.eos_id])
+    script = iter([tool_id, *llm.tokenizer.encode(CALL, bos=False), llm.tokenizer.eos_id])
     monkeypatch.setattr(llm.engine.scheduler, "speculate", False)
     monkeypatch.setattr(
         "octavo.engine.sampler.sample", lambda logits, *_: [next(script) for _ in logits]
     )
+
+
+def test_tool_calls_of_a_chat_come_parsed(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with_a_call(llm, monkeypatch)
     params = SamplingParams(max_tokens=100, temperature=0)
     answer = llm.chat([{"role": "user", "content": "go"}], params)[0].outputs[0]
     assert [(c.name, c.arguments) for c in answer.tool_calls] == [("f", '{"a": 1}')]
-    assert answer.text == text and answer.finish_reason == "stop"
+    assert answer.text == CALL and answer.finish_reason == "stop"
+
+
+def test_tool_calls_are_not_read_past_a_stop_string(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_with_a_call(llm, monkeypatch)
+    params = SamplingParams(max_tokens=100, temperature=0, skip_special_tokens=False, stop=" 1}")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    answer = llm.chat([{"role": "user", "content": "go"}], params, tools=tools)[0].outputs[0]
+    assert answer.text == CALL[: CALL.index(" 1}")]
+    assert [(c.name, c.arguments) for c in answer.tool_calls] == [("f", '{"a":')]
 
 
 def test_weights_that_compute_nan_are_named(text_model: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from octavo import LLM
-from octavo.cache import CacheLayout
+from octavo import LLM, Transformer
+from octavo.cache import CacheLayout, planner
 from octavo.cache.planner import CachePlan, longest_fitting, plan_cache, working_bytes
 from octavo.checkpoint.ministral import MINISTRAL_8B
-from octavo.config import parse_bytes
+from octavo.config import format_bytes, parse_bytes
+from octavo.engine.engine import Engine
 from octavo.errors import ConfigError
+from octavo.model.linear import LinearW8A8
+from tests.checkpoints import quantized_config, write_w8a8
 
 LAYOUT = CacheLayout.of(MINISTRAL_8B, torch.bfloat16)
 GIB = 2**30
@@ -28,6 +32,24 @@ def plan(memory: int, max_model_len: int | None = None, max_num_seqs: int = 16) 
         max_num_seqs=max_num_seqs,
         chunk=1024,
     )
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text", "rounded_up"),
+    [
+        (1000, "1000B", "1000B"),
+        (2**20 + 1, "1M", "2M"),
+        (50 * 2**20, "50M", "50M"),
+        (GIB - 1, "1024M", "1024M"),
+        (GIB + 2**20, "1.00G", "1.01G"),
+        (80 * GIB, "80.00G", "80.00G"),
+    ],
+)
+def test_no_amount_of_memory_is_written_as_nothing(
+    n_bytes: int, text: str, rounded_up: str
+) -> None:
+    assert (format_bytes(n_bytes), format_bytes(n_bytes, up=True)) == (text, rounded_up)
+    assert parse_bytes(rounded_up, "memory") >= n_bytes
 
 
 def test_ministral_8b_in_pages_by_hand() -> None:
@@ -116,5 +138,53 @@ def test_an_llm_plans_with_the_memory_it_is_given() -> None:
     assert held.plan.n_pages == pytest.approx(plan.n_pages * 64 / 34, rel=0.01)
     with pytest.raises(ConfigError, match="memory: 'plenty'"):
         LLM("demo", memory="plenty")
-    with pytest.raises(ConfigError, match=r"memory: 0.10G is too little"):
+    with pytest.raises(ConfigError, match=r"memory: 100M is too little: weights take 4M, "):
         LLM("demo", memory="100M")
+
+
+def test_weights_that_are_in_memory_already_are_part_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(planner, "free_bytes", lambda device: 2 * GIB)
+    free = int(2 * GIB * planner.SHARE_OF_FREE)
+    mapped, changed = (Transformer.from_folder("demo", dtype=d) for d in (None, "float32"))
+    config = mapped.config
+    reordered = sum(
+        config.linear_bytes(name) for name in config.linear_names() if name[-2:] in ("wq", "wk")
+    )
+    assert 0 < reordered == config.weight_bytes(2) - mapped.mapped_bytes
+    assert Engine(mapped).plan.memory == free + reordered
+    assert changed.mapped_bytes == 0
+    assert Engine(changed).plan.memory == free + config.weight_bytes(4)
+
+
+def test_packed_weights_are_mapped_no_more(tmp_path: Path) -> None:
+    folder = write_w8a8(tmp_path, quantized_config())
+    mapped, packed = (Transformer.from_folder(folder, pack=pack) for pack in (False, True))
+    names = [
+        name
+        for name, module in packed.named_modules()
+        if isinstance(module, LinearW8A8) and module.packed is not None
+    ]
+    n_bytes = sum(mapped.get_buffer(f"{name}.weight").nbytes for name in names)
+    assert mapped.mapped_bytes - packed.mapped_bytes == n_bytes
+
+
+@pytest.mark.parametrize(
+    ("stat", "free"),
+    [
+        ("anon 300\nfile 550\ninactive_file 500\nactive_file 30\nshmem 20", 700 + 530),
+        (None, 700),
+        ("anon 300", 700),
+        ("inactive_file", 700),
+    ],
+)
+def test_what_files_fill_of_a_containers_memory_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stat: str | None, free: int
+) -> None:
+    monkeypatch.setattr(planner, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1600\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    if stat is not None:
+        (tmp_path / "memory.stat").write_text(stat + "\n")
+    assert planner.free_bytes() == free

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from octavo import SamplingParams
 from octavo.cache import PAGE_SIZE, CacheLayout, PagePool, RaggedCache, block_digests
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.sequence import Sequence
 from tests.checkpoints import small_config
 
 WINDOW = 3 * PAGE_SIZE
@@ -66,6 +70,77 @@ def test_a_hit_far_longer_than_the_window_needs_its_last_window_alone() -> None:
     assert again.length == 41 * PAGE_SIZE
     # 40 blocks were taken over, in the full layer; in the windowed one what is still seen.
     assert pool.n_held == again.n_pages == 41 + 41 - windowed.first
+
+
+def test_a_hit_is_taken_over_in_one_tensor_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = new_pool(1000)
+    tokens = text(1, 40)
+    store(pool, tokens).free()
+    hit = pool.prefix.match(block_digests(tokens, PAGE_SIZE))
+    assert hit is not None
+    tensor = Mock(wraps=torch.tensor)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    cache = RaggedCache(pool)
+    cache.take_over(hit)
+    assert tensor.call_count == 2 and cache.n_pages == hit.n_pages == pool.n_held
+
+
+class Queue:
+    """A scheduler and its pool without a model: steps store what they are given."""
+
+    def __init__(self, n_pages: int, chunk: int = 4 * PAGE_SIZE) -> None:
+        self.pool = new_pool(n_pages)
+        self.scheduler = Scheduler(self.pool, 8, chunk, speculate=False)
+
+    def add(self, request_id: int, tokens: list[int]) -> Sequence:
+        params = SamplingParams(max_tokens=1000)
+        sequence = Sequence(request_id, 0, tokens, params, 1000, None, None)
+        self.scheduler.waiting.append(sequence)
+        return sequence
+
+    def step(self) -> None:
+        for each in self.scheduler.schedule():
+            assert each.sequence.cache is not None
+            each.sequence.cache.length += each.n_tokens
+            self.scheduler.remember(each.sequence)
+            if not each.sequence.n_pending:
+                each.sequence.append(3)
+
+
+def test_a_known_prompt_that_waits_for_pages_is_not_matched_again_and_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = Queue(n_pages=60)
+    known = text(1, 20)
+    store(queue.pool, known).free()
+    match = Mock(wraps=queue.pool.prefix.match)
+    monkeypatch.setattr(queue.pool.prefix, "match", match)
+    running = queue.add(0, text(2, 12))
+    for _ in range(4):
+        queue.step()
+    waiting = queue.add(1, known + text(3, 18))
+    for _ in range(10):
+        queue.step()
+    assert list(queue.scheduler.waiting) == [waiting]
+    assert match.call_count == 2  # one for each
+    assert not any(block.was_hit for block in queue.pool.prefix._blocks.values())
+    queue.scheduler.finish(running)
+    queue.step()
+    assert waiting.n_cached == 20 * PAGE_SIZE
+
+
+def test_a_prompt_that_waits_is_let_in_once_enough_of_it_is_known() -> None:
+    """Though no page has become free: another sequence stores the same beginning."""
+    queue = Queue(n_pages=60)
+    shared = text(1, 24)
+    queue.add(0, shared + text(2, 1))
+    waiting = queue.add(1, shared + text(3, 1))
+    n_steps = 0
+    while queue.scheduler.waiting and n_steps < 20:
+        queue.step()
+        n_steps += 1
+    assert 2 < n_steps < 20 and len(queue.scheduler.running) == 2
+    assert waiting.n_cached
 
 
 def test_a_hit_ends_at_the_last_point_that_is_whole() -> None:

@@ -200,7 +200,7 @@ def test_options_that_are_not_needed_are_explained_in_a_line_each(
         (["--ignore", "head"], "ignore: 'head' is no linear of this model"),
         (["--smoothing_strength", 2], "smoothing_strength must be from 0 to 1, not 2.0"),
         (["--rounding", "down"], "rounding: 'down' is neither gptq nor nearest"),
-        (["--device", "tpu"], "device: 'tpu' cannot be used"),
+        (["--device", "tpu"], "device: 'tpu' is none of auto, cpu, cuda"),
         (["--max_memory", "1M"], "it needs "),
         (["--dataset_id", "none.jsonl"], "none.jsonl: cannot be read"),
     ],

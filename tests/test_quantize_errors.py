@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from octavo import Transformer, quantize
 from octavo.checkpoint import DEMO, writer
+from octavo.config import parse_bytes
 from octavo.errors import QuantizeError
 from octavo.jsonl import read_jsonl
 from octavo.quantize import calibration, streaming
@@ -35,17 +36,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"ignore": ["re:.*qproj"]}, "ignore: 're:.*qproj' is no linear of this model"),
         ({"ignore": ["re:*"]}, "ignore: 're:*' is no pattern: nothing to repeat"),
         ({"ignore": ["re:.*"]}, "ignore: leaves no linear to quantise"),
-        ({"device": "tpu"}, "device: 'tpu' cannot be used"),
+        ({"device": "tpu"}, "device: 'tpu' is none of auto, cpu, cuda"),
         ({"device": "meta"}, "device: 'meta' is none of auto, cpu, cuda"),
         ({"dtype": "int3"}, "dtype: 'int3' is not one of auto, bfloat16"),
         ({"max_memory": "lots"}, "max_memory: 'lots' is no amount of memory"),
         ({"max_memory": 0}, "max_memory: 0 is no amount of memory"),
         ({"smoothing_strength": 1.5}, "smoothing_strength must be from 0 to 1, not 1.5"),
         ({"smoothing_strength": float("nan")}, "smoothing_strength must be from 0 to 1, not nan"),
-        ({"dampening_frac": -0.1}, "dampening_frac must be 0 or more, not -0.1"),
-        ({"dampening_frac": float("inf")}, "dampening_frac must be 0 or more, not inf"),
+        ({"dampening_frac": -0.1}, "dampening_frac must be 0 or more and finite, not -0.1"),
+        ({"dampening_frac": float("inf")}, "dampening_frac must be 0 or more and finite, not inf"),
         ({"rounding": "up"}, "rounding: 'up' is neither gptq nor nearest"),
-        ({"attention_pattern": "8,8,8"}, "3 entries do not divide"),
+        ({"attention_pattern": "8,8,8"}, "--attention-pattern: its 3 entries do not divide"),
         ({"attention_pattern": "8,16"}, "attention pattern: has windows of 2 sizes"),
         ({"sample_prompt": "long " * 500}, "100 more do not fit the model's context of 512"),
         ({"num_calibration_samples": 0}, "--num_calibration_samples is 0"),
@@ -64,9 +65,9 @@ def test_a_users_mistake_is_one_line(
 
 def test_too_little_memory_says_how_much_it_takes(source: Path, tmp_path: Path) -> None:
     message = fails(source, tmp_path / "out", max_memory="100M")
-    assert message.startswith("max_memory: 0.1G is too little for this model and ")
+    assert message.startswith("max_memory: 100M is too little for this model and ")
     needed = message.rsplit("it needs ", 1)[1]
-    assert needed.endswith("G") and 0.5 < float(needed[:-1]) < 1.5
+    assert 0.5 < parse_bytes(needed, "max_memory") / 2**30 < 1.5
     assert run(source, tmp_path / "out", max_memory=needed).folder.is_dir()
 
 

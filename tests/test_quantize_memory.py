@@ -7,7 +7,6 @@ its own runs them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from octavo.bench.shapes import SHAPES, quantised
 from octavo.cache.planner import DEVICE_RUNTIME_BYTES
 from octavo.checkpoint import open_checkpoint
-from octavo.config import ModelConfig
+from octavo.config import ModelConfig, format_bytes
 from octavo.errors import ConfigError
 from octavo.kernels import dispatch
 from octavo.quantize import linears, memory, streaming
@@ -161,11 +160,15 @@ def test_a_device_with_too_little_is_one_line_that_says_how_much(
     config = quantised(SHAPES["ministral-8b"], "w8a8", "bf16")
     needed = DEVICE_RUNTIME_BYTES + tensor_bytes(config, torch.bfloat16, 4096)
     monkeypatch.setattr(memory, "free_bytes", lambda device: needed - 2**30)
-    gib = f"{math.ceil(needed / 2**30 * 10) / 10:.1f}G"
-    words = rf"device: cuda:0 has \d\.\dG free; .*4,096 tokens at a time need {gib}: take a shorter"
+    gib = format_bytes(needed, up=True)
+    words = (
+        rf"device: cuda:0 has \d\.\d\dG free; .*4,096 tokens at a time need {gib}: take a shorter"
+    )
     with pytest.raises(ConfigError, match=words):
         plan(config, torch.bfloat16, 4096, 0, 8 * 2**30, GPU)
-    with pytest.raises(ConfigError, match=rf"max_memory: 5\.0G is .* on cuda:0; it needs {gib}"):
+    with pytest.raises(ConfigError, match=rf"max_memory: 5\.00G is .* on cuda:0; it needs {gib}"):
         plan(config, torch.bfloat16, 4096, 0, 5 * 2**30, GPU)
-    with pytest.raises(ConfigError, match=r"max_memory: 2\.0G is too little for this model and "):
+    with pytest.raises(ConfigError, match=r"max_memory: 2\.00G is too little for this model and "):
         plan(config, torch.bfloat16, 4096, 0, 2 * 2**30, GPU)
+    with pytest.raises(ConfigError, match=r"max_memory: 50M is too little"):
+        plan(config, torch.bfloat16, 4096, 0, 50 * 2**20, GPU)

@@ -81,6 +81,8 @@ def test_cut_off_tokens_are_never_drawn() -> None:
     assert set(draw(500, top_k=3)) == {0, 1, 2}
     assert set(draw(500, top_p=0.6)) == {0, 1}
     assert set(draw(500, min_p=0.29)) == {0, 1, 2}
+    assert set(draw(500, top_p=1e-50, logit_bias={2: 5})) == {2}
+    assert draw(500, top_k=10**30) == draw(500)
 
 
 def test_banned_tokens_are_never_drawn() -> None:
@@ -110,11 +112,15 @@ def test_a_row_is_drawn_as_it_would_be_alone() -> None:
         assert alone[1] in logits[1].topk(3).indices
 
 
-def test_draws_at_the_ends_of_the_range_are_tokens_with_probability() -> None:
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    params = [SamplingParams()]
-    assert sampler.sample(logits, params, [0.0]) == [1]
-    assert sampler.sample(logits, params, [1 - 2**-52]) == [3]
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 1e6}, {"repetition_penalty": 1e-6}, {"repetition_penalty": 1e6}]
+)
+def test_draws_at_the_ends_of_the_range_are_tokens_with_probability(params: Any) -> None:
+    chosen = SamplingParams(**params)
+    logits = torch.tensor([-math.inf, 20.0, -math.inf, 20.0, -math.inf])
+    row = sampler.adjust(logits, chosen, list(range(5)), [])[None]
+    assert sampler.sample(row, [chosen], [0.0]) == [1]
+    assert sampler.sample(row, [chosen], [1 - 2**-52]) == [3]
 
 
 def test_uniforms_are_uniform_and_depend_on_seed_and_position_alone() -> None:
@@ -155,9 +161,11 @@ def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:
     [
         ({"temperature": -1}, "temperature must be at least 0"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e39}, r"temperature must be at least 0 and at most 1e\+06, not 1e\+39"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"top_p": 1.1}, "top_p must be in 0…1"),
+        ({"top_p": 1.1}, "top_p must be at least 0 and at most 1, not 1.1"),
         ({"top_k": -2}, "top_k"),
         ({"min_p": 2}, "min_p"),
         ({"n": 0}, "n must be an integer of at least 1"),
@@ -166,15 +174,19 @@ def test_logprobs_rank_the_chosen_and_the_likeliest() -> None:
         ({"min_tokens": 20}, "min_tokens 20 is more than max_tokens 16"),
         ({"stop": ""}, "stop must be"),
         ({"stop": [3]}, "stop must be"),
+        ({"stop": 5}, "stop must be one or more non-empty strings, not 5"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be a list of integers, not 5"),
         ({"seed": "x"}, "seed"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty must be at least 1e-06 and at most"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"logprobs": -1}, "logprobs"),
         ({"logit_bias": [1]}, "logit_bias must map token ids to numbers"),
         ({"logit_bias": {"1": 1}}, "a token id of logit_bias must be an integer"),
         ({"logit_bias": {-1: 1}}, "a token id of logit_bias must be an integer"),
-        ({"logit_bias": {1: 101}}, "logit_bias of token 1 must be in -100…100"),
+        ({"logit_bias": {1: 101}}, "logit_bias of token 1 must be at least -100"),
         ({"logit_bias": {1: float("nan")}}, "logit_bias of token 1"),
         ({"structured_outputs": {"json": {}}}, "structured_outputs must be StructuredOutputsPar"),
     ],

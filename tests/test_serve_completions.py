@@ -106,6 +106,24 @@ def test_a_part_of_a_character_is_told_in_bytes(server: Server, client: OpenAI) 
     assert len(ids) > 1 and logprobs.tokens[0].startswith("bytes:\\xe7")
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_part_of_a_character_is_where_the_character_is(client: OpenAI, streamed: bool) -> None:
+    text = "日本語\ufffd😀é."
+    fields: Any = {"logprobs": 0, "max_tokens": 50, "extra_body": {"guided_choice": [text]}}
+    answer = complete(client, stream=streamed, **fields)
+    choices = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    told = [choice.logprobs for choice in choices if choice.logprobs]
+    assert "".join(choice.text for choice in choices) == text
+    offsets = [offset for each in told for offset in each.text_offset]
+    assert len(offsets) > len(text) and offsets == sorted(offsets)
+    assert set(offsets) == set(range(len(text)))
+    found = dict.fromkeys(offsets, b"")
+    for token, offset in zip((t for each in told for t in each.tokens), offsets, strict=True):
+        part = token.removeprefix("bytes:").replace("\\x", "")
+        found[offset] += token.encode() if part == token else bytes.fromhex(part)
+    assert all(text[offset:].encode().startswith(each) for offset, each in found.items())
+
+
 def test_half_a_surrogate_pair_is_a_replacement_character(server: Server) -> None:
     body = b'{"prompt": "a\\ud800", "echo": true, "max_tokens": 0}'
     headers = {"Content-Type": "application/json"}

@@ -73,7 +73,8 @@ def test_answers_that_outlast_the_drain_are_told() -> None:
         next(lines)
         server.process.send_signal(signal.SIGTERM)
         *_, last = lines
-        assert "shut down" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert "shut down" in error["message"] and error["code"] == "unavailable"
         assert server.process.wait(30) == 0
 
 
@@ -82,7 +83,11 @@ def test_answers_that_outlast_the_drain_are_told() -> None:
     [
         (["--host", "0.0.0.0"], "--host: 0.0.0.0 would let anyone in; set --api-key"),
         (["--host", "not a host", "--api-key", "x"], "--host: 'not a host' is not an address"),
-        (["--host", "192.0.2.1", "--api-key", "x", "--port", "0"], "cannot listen on 192.0.2.1:0"),
+        (["--host", "192.0.2.1", "--api-key", "x"], "--host: '192.0.2.1' is not an address"),
+        (["--host", "x" * 64, "--api-key", "x"], "is not an address or name of this machine"),
+        (["--served-model-name", ""], "--served-model-name: a name is one or more characters"),
+        (["--allowed-origins", "foo"], "--allowed-origins: 'foo' is no origin; give scheme"),
+        (["--allowed-origins", "https://page.example/"], "'https://page.example/' is no origin"),
         (["--api-key", ""], "--api-key: a key is one or more printable"),
         (["--api-key", "a b\n"], "--api-key: a key is one or more printable"),
         (["--max-body", "much"], "--max-body: 'much'"),

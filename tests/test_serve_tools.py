@@ -61,6 +61,17 @@ def test_a_streamed_tool_call_is_the_unstreamed_one(client: OpenAI, max_tokens: 
     assert pieces.finish_reasons[0] == whole.finish_reason
 
 
+@pytest.mark.parametrize(("stop", "reason"), [("Par", "stop"), ("]", "tool_calls")])
+def test_a_call_that_a_stop_string_cuts_is_not_a_whole_one(
+    client: OpenAI, stop: str, reason: str
+) -> None:
+    fields: Any = {"tools": TOOLS[:1], "max_tokens": 64, "stop": stop}
+    whole = ask(client, WEATHER, **fields).choices[0]
+    pieces = stream(client, WEATHER, **fields)
+    assert whole.finish_reason == pieces.finish_reasons[0] == reason
+    assert calls_of(whole) == pieces.calls[0]
+
+
 def test_a_tools_result_comes_back_in(client: OpenAI) -> None:
     """Also with the ids of another server, which the template would refuse."""
     call = ask(client, WEATHER, tools=TOOLS[:1], max_tokens=64).choices[0].message
@@ -160,7 +171,15 @@ def test_vllms_forms_hold_the_answer(client: OpenAI, extra: dict[str, Any], patt
                 "name": "x", "strict": True, "parameters": {"properties": {"a": {"not": {}}}}}}]},
             "tools[0].function.parameters",
         ),
-        ({"extra_body": {"guided_regex": "("}}, "structured_outputs.regex"),
+        (
+            {"tools": [{"type": "function", "function": {
+                "name": "x", "parameters": {"type": "objekt"}}}]},
+            "tools",
+        ),
+        ({"extra_body": {"guided_regex": "("}}, "guided_regex"),
+        ({"extra_body": {"guided_choice": []}}, "guided_choice"),
+        ({"extra_body": {"guided_grammar": 'start: "a"'}, "tools": [OTHER]}, "guided_grammar"),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs.regex"),
         ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),
         (
             {"extra_body": {"guided_regex": "a"}, "response_format": {"type": "json_object"}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from octavo.checkpoint import DEMO
 from octavo.checkpoint.ministral import MINISTRAL_8B
-from octavo.errors import RequestError
+from octavo.errors import RequestError, TokenizerError
 from octavo.tokenizer import Detokenizer, Tokenizer
 
 TEXTS = [
@@ -97,6 +98,44 @@ def test_conversation_the_template_cannot_hold_is_refused(cut: Tokenizer, messag
     with pytest.raises(RequestError) as caught:
         cut.encode_chat(messages)
     assert str(caught.value).startswith("messages: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        ("x", "tools: a list of tools, not str"),
+        ([{"a": 1}], "tools[0]: function: Field required"),
+        ([{"type": "function", "function": {"name": "f"}}, 3], "tools[1]: no function with a name"),
+        (
+            [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
+            "tools: Invalid tool schema: 'objekt'",
+        ),
+    ],
+)
+def test_tools_the_template_cannot_hold_are_refused(
+    cut: Tokenizer, tools: Any, problem: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        cut.encode_chat([{"role": "user", "content": "x"}], tools)
+    assert str(caught.value).startswith(problem) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "it lacks the field 'config'"),
+        ("[]", "its JSON is not laid out as a tokenizer's"),
+        ("no JSON", "Expecting value"),
+    ],
+)
+def test_a_damaged_tokenizer_file_is_named_with_what_it_lacks(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    file = tmp_path / "tekken.json"
+    file.write_text(text)
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.from_file(file)
+    assert str(caught.value).startswith(f"{file}: not a tokenizer that can be read: {problem}")
 
 
 CALL = {"id": "abcdef123", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -192,6 +231,25 @@ def test_no_piece_ends_in_half_a_character(cut: Tokenizer) -> None:
     stream = Detokenizer(cut)
     pieces = [stream.add([token]) for token in cut.encode("図書館 🏛️")]
     assert "".join(pieces) == "図書館 🏛️" and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_that_never_become_a_character_do_not_hold_text_up(
+    cut: Tokenizer, sentencepiece: Tokenizer
+) -> None:
+    for tokenizer, first_byte in (  # the tokens of single bytes lie side by side
+        (cut, cut.encode("\x00", bos=False)[0]),
+        (sentencepiece, sentencepiece.encode("\U0001f701", bos=False)[-4] - 0xF0),
+    ):
+        for broken in (b"\x80", b"\xf0\x9f\x80", b"a\xf0"):
+            stream = Detokenizer(tokenizer)
+            token_ids = [first_byte + byte for byte in broken * 60 + "🏛".encode()]
+            pieces = [stream.add([token]) for token in token_ids]
+            given = list(accumulate(map(len, pieces)))
+            for n_tokens in range(1, len(given) + 1):
+                text = tokenizer.decode(token_ids[:n_tokens])
+                assert len(text) - 3 <= given[n_tokens - 1] <= len(text)
+            assert "".join(pieces) == tokenizer.decode(token_ids)
+            assert len(stream._latest) <= 64  # what each step decodes
 
 
 def test_cut_off_character_comes_out_at_the_end(cut: Tokenizer) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from octavo.errors import ConfigError
+
+THREADS_PER_CPU = 4  # more only wait for each other, and many more end OpenMP with a crash
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class BenchSettings:
         seed: of weights, tokens, keys and values.
 
     Raises:
-        ConfigError: a number that is too small, naming its flag.
+        ConfigError: a number out of range, naming its flag.
     """
 
     shape: str = "ministral-8b"
@@ -53,6 +56,14 @@ class BenchSettings:
                 raise ConfigError(f"--{name}: {value} is not a positive number")
         if self.context < 0:
             raise ConfigError(f"--context: {self.context} is not a number of tokens")
+        most = THREADS_PER_CPU * (os.cpu_count() or 1)
+        if self.threads is not None and self.threads > most:
+            raise ConfigError(
+                f"--threads: {self.threads} is too many for this machine's {os.cpu_count()} CPUs; "
+                f"give at most {most}"
+            )
+        if not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(f"--seed: {self.seed} does not fit in 64 bits")
 
     @property
     def length(self) -> int:

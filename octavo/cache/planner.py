@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from octavo.cache.layout import CacheLayout
-from octavo.config import ModelConfig
+from octavo.config import ModelConfig, format_bytes
 from octavo.device import CPU
 from octavo.errors import ConfigError
 
@@ -74,8 +74,9 @@ class CachePlan:
         if whole < self.max_num_seqs:
             fits += f", or {self.max_num_seqs} x {self.longest(self.max_num_seqs):,}"
         return (
-            f"memory {_gib(self.memory)}: weights {_gib(self.weight_bytes)}, working memory "
-            f"{_gib(self.working_bytes)}, KV cache {_gib(self.cache_bytes)} in {self.n_pages:,} "
+            f"memory {format_bytes(self.memory)}: weights {format_bytes(self.weight_bytes)}, "
+            f"working memory {format_bytes(self.working_bytes)}, "
+            f"KV cache {format_bytes(self.cache_bytes)} in {self.n_pages:,} "
             f"pages of {str(self.layout.dtype).removeprefix('torch.')}; at once fit {fits}"
         )
 
@@ -114,23 +115,24 @@ def plan_cache(
     fixed = weight_bytes + working
     wanted = max_model_len or config.max_seq_len
     needed = layout.pages_needed(wanted, min(chunk, wanted))
-    enough = _gib(fixed + needed * layout.page_bytes, up=True)
+    enough = format_bytes(fixed + needed * layout.page_bytes, up=True)
     n_pages = (memory - fixed) // layout.page_bytes
     longest = longest_fitting(layout, n_pages, chunk)
     if longest == 0:
         raise ConfigError(
-            f"memory: {_gib(memory)} is too little: weights take {_gib(weight_bytes)}, a pass of "
-            f"{chunk:,} tokens {_gib(working)}; for {wanted:,} tokens of context give {enough}"
+            f"memory: {format_bytes(memory)} is too little: weights take "
+            f"{format_bytes(weight_bytes)}, a pass of {chunk:,} tokens {format_bytes(working)}; "
+            f"for {wanted:,} tokens of context give {enough}"
         )
     if max_model_len is not None and longest < max_model_len:
         raise ConfigError(
-            f"max_model_len: {max_model_len:,} tokens do not fit in {_gib(memory)} of memory; "
-            f"{longest:,} do, or give {enough} (--memory)"
+            f"max_model_len: {max_model_len:,} tokens do not fit in {format_bytes(memory)} of "
+            f"memory; {longest:,} do, or give {enough} (--memory)"
         )
     if longest < wanted:
         logger.warning(
             "octavo: %s of memory hold %s tokens of context, not the whole %s; give %s (--memory)",
-            _gib(memory),
+            format_bytes(memory),
             f"{longest:,}",
             f"{wanted:,}",
             enough,
@@ -186,8 +188,8 @@ def check_budget(memory: int, device: torch.device) -> None:
     """
     if device.type == "cuda" and memory > (free := free_bytes(device)):
         raise ConfigError(
-            f"memory: {_gib(memory)} are more than the {_gib(free)} that are free on {device}; "
-            "give less (--memory), or end what else runs there"
+            f"memory: {format_bytes(memory)} are more than the {format_bytes(free)} that are free "
+            f"on {device}; give less (--memory), or end what else runs there"
         )
 
 
@@ -208,10 +210,13 @@ def free_bytes(device: torch.device = CPU) -> int:
         used = int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):  # no such limit here
         return free
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
+    return free if limit == "max" else min(free, max(0, int(limit) - used + _file_bytes()))
 
 
-def _gib(n_bytes: int, up: bool = False) -> str:
-    """In GiB to a hundredth; rounded up where it must suffice."""
-    hundredths = -(-n_bytes * 100 // 2**30) if up else round(n_bytes * 100 / 2**30)
-    return f"{hundredths / 100:.2f}G"
+def _file_bytes() -> int:
+    """Of a container's used memory, what files fill: the system takes it back when it is needed."""
+    try:
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return int(stat["active_file"]) + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0

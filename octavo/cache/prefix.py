@@ -55,6 +55,16 @@ class Hit:
     n_blocks: int
     blocks: tuple[tuple[int, list[Block]], ...]
 
+    @property
+    def n_pages(self) -> int:
+        return sum(len(block.pages) for _, blocks in self.blocks for block in blocks)
+
+    @property
+    def n_unheld_pages(self) -> int:
+        """Those that nobody holds, and that others could have."""
+        unheld = [block for _, blocks in self.blocks for block in blocks if not block.references]
+        return sum(len(block.pages) for block in unheld)
+
 
 class PrefixCache:
     """Blocks by kind and digest, and the order in which those that nobody holds are evicted.
@@ -85,6 +95,10 @@ class PrefixCache:
         if self.enabled and block.digest is None and (block.kind, digest) not in self._blocks:
             block.digest = digest
             self._blocks[block.kind, digest] = block
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether the block with this digest is there in the layers of every kind."""
+        return all((kind, digest) in self._blocks for kind in range(len(self.layout.windows)))
 
     def match(self, digests: Sequence[bytes]) -> Hit | None:
         """The longest hit for a prompt whose blocks have these digests."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from octavo.cache.pool import Block, OutOfPages, PagePool
@@ -29,14 +31,17 @@ class PageTable:
         """The block after the last."""
         return self.first + len(self.blocks)
 
-    def append(self, block: Block) -> None:
-        """Hold one more block."""
-        at = self.stop
-        if at >= self.ids.shape[1]:
-            more = torch.zeros(self.ids.shape[0], at + 1, dtype=torch.int64)
+    def extend(self, blocks: Sequence[Block]) -> None:
+        """Hold the blocks that follow the last."""
+        if not blocks:
+            return
+        start, stop = self.stop, self.stop + len(blocks)
+        if stop > self.ids.shape[1]:
+            more = torch.zeros(self.ids.shape[0], stop, dtype=torch.int64)
             self.ids = torch.cat((self.ids, more), dim=1)
-        self.ids[:, at] = torch.tensor(block.pages)
-        self.blocks.append(block)
+        # One tensor for all: a prompt may take over thousands of blocks.
+        self.ids[:, start:stop] = torch.tensor([block.pages for block in blocks]).T
+        self.blocks.extend(blocks)
 
 
 class RaggedCache:
@@ -59,7 +64,8 @@ class RaggedCache:
     @property
     def n_pages(self) -> int:
         """Pages that this sequence holds, shared ones included."""
-        return sum(len(block.pages) for table in self.tables for block in table.blocks)
+        rows = self.pool.layout.rows
+        return sum(n * len(table.blocks) for n, table in zip(rows, self.tables, strict=True))
 
     def pages_to_take(self, n_new: int) -> int:
         """How many more pages `prepare` would take from the pool for `n_new` tokens."""
@@ -97,8 +103,7 @@ class RaggedCache:
         stop = layout.n_blocks(self.length + n_new)
         for kind, table in enumerate(self.tables):
             if table.stop < stop:
-                for block in pool.allocate(kind, table.stop, stop - table.stop):
-                    table.append(block)
+                table.extend(pool.allocate(kind, table.stop, stop - table.stop))
 
     def take_over(self, hit: Hit) -> None:
         """Begin with the blocks of a hit; the cache must be empty."""
@@ -108,7 +113,7 @@ class RaggedCache:
             for block in blocks:
                 block.was_hit = True
                 self.pool.retain(block)
-                table.append(block)
+            table.extend(blocks)
         self.length = hit.n_blocks * self.pool.layout.page_size
 
     def remember(self, digests: list[bytes], start: int) -> int:
@@ -143,13 +148,14 @@ class RaggedCache:
         for kind, (table, other) in enumerate(zip(self.tables, twin.tables, strict=True)):
             other.first = table.first
             other.ids = table.ids.clone()
-            for block in table.blocks[: max(0, n_full - table.first)]:
+            shared = table.blocks[: max(0, n_full - table.first)]
+            for block in shared:
                 pool.retain(block)
-                other.append(block)
+            other.extend(shared)
             if has_partial:
                 [own] = pool.allocate(kind, n_full, 1)
                 pool.copy(table.blocks[n_full - table.first], own)
-                other.append(own)
+                other.extend([own])
         return twin
 
     def free(self) -> None:

@@ -145,7 +145,8 @@ def read_config(
         if is_ministral_8b(config):
             config = replace(config, max_seq_len=MINISTRAL_8B.max_seq_len)
         pattern = AttentionPattern.parse(attention_pattern, config.max_seq_len)
-        config = replace(config, windows=pattern.per_layer(config.n_layers))
+        windows = pattern.per_layer(config.n_layers, "--attention-pattern")
+        config = replace(config, windows=windows)
     if load_format == "hf":
         config = replace(config, quantization=compressed.read_quantization(folder, config))
     return config

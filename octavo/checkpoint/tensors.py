@@ -134,7 +134,10 @@ def _offsets(path: Path) -> dict[str, int]:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    return {name: 8 + size + fields["data_offsets"][0] for name, fields in header.items()}
+    try:
+        return {name: 8 + size + fields["data_offsets"][0] for name, fields in header.items()}
+    except TypeError:  # safetensors takes a list of the fields too, and never writes one
+        raise CheckpointError(f"{path}: {_corrupt_header(path)}") from None
 
 
 def _open(path: Path) -> safe_open:
@@ -155,15 +158,30 @@ def _diagnose(path: Path) -> str:
             return "a Git LFS pointer and not the weights; run `git lfs pull`"
         header_size = int.from_bytes(head, "little")
         if size < 8 or 8 + header_size > size:
-            return f"truncated or not a safetensors file: its header does not fit {size} bytes"
+            return (
+                "truncated or not a safetensors file: its header does not fit "
+                f"{size} bytes; {_remedy(path)}"
+            )
         try:
             header = json.loads(file.read(header_size))
-            end = max(t["data_offsets"][1] for k, t in header.items() if k != "__metadata__")
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return "corrupt: its header is not what safetensors writes"
-    if 8 + header_size + end > size:
-        return f"truncated: {size} bytes of {8 + header_size + end}; download it again"
-    return "corrupt: header and data disagree"
+            ends = [t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"]
+            expected = 8 + header_size + max(ends)
+        except Exception:  # a header of another form surfaces as whatever this makes of it
+            return _corrupt_header(path)
+    if expected > size:
+        return f"truncated: {size} bytes of {expected}; {_remedy(path)}"
+    return f"corrupt: header and data disagree; {_remedy(path)}"
+
+
+def _corrupt_header(path: Path) -> str:
+    return f"corrupt: its header is not what safetensors writes; {_remedy(path)}"
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged file: a shard that was quantised here is not to be had again."""
+    if is_unfinished_quantisation(path.parent):
+        return f"remove {path.parent} and start again"
+    return "download it again"
 
 
 def _require_all(folder: Path, shards: list[Path]) -> None:

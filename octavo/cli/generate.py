@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -59,11 +60,17 @@ def generate(
     """Answer a prompt (-p), or every line of a JSONL file (-i)."""
     if (prompt is None) == (input is None):
         raise RequestError("give either a prompt with -p or a JSONL file with -i")
+    if output is not None and input is None:
+        raise RequestError(
+            "--output: is for the answers to a file (-i); an answer to a prompt goes to stdout"
+        )
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, stop=stop,
         seed=seed,
     )  # fmt: skip
     records = _read_records(input) if input is not None else []
+    if input is not None and output is not None and _is_same_file(input, output):
+        raise RequestError(f"--output: {output} is the --input; give another file")
     llm = options.load(
         model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, device,
         dtype, attention_pattern, kv_cache_dtype=kv_cache_dtype,
@@ -127,10 +134,20 @@ def _answer_file(
                 rows[row_of_request[output.request_id]] = _answer(llm.with_tool_calls(output))
                 bar.advance(task)
             for record, row in zip(batch, rows, strict=True):
-                file.write(json.dumps(record | row, ensure_ascii=False) + "\n")
+                file.write(_json_line(record | row, file.encoding))
             file.flush()
     if n_errors:
         raise RequestError(f"{n_errors} of {len(records)} records have an `error`, and no answer")
+
+
+def _json_line(values: dict[str, Any], encoding: str) -> str:
+    """A line of JSONL, escaped where the encoding lacks a character or it is half a pair."""
+    line = json.dumps(values, ensure_ascii=False) + "\n"
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(values) + "\n"
+    return line
 
 
 def _answer(output: RequestOutput) -> dict[str, Any]:
@@ -152,6 +169,10 @@ def _encode(llm: octavo.LLM, record: dict[str, Any], instruct: bool) -> list[int
     if instruct:
         return llm.tokenizer.encode_chat([{"role": "user", "content": record["prompt"]}], tools)
     return llm.tokenizer.encode(record["prompt"])
+
+
+def _is_same_file(input: Path, output: Path) -> bool:
+    return os.path.exists(output) and os.path.samefile(input, output)
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:

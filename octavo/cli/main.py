@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from octavo.cli.stdout import checked_stdout
 from octavo.errors import OctavoError, is_out_of_memory
 from octavo.version import __version__
 
@@ -85,15 +85,14 @@ def main() -> None:
     """Run the command line; an error a user can cause is one line on stderr and exit code 2."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        app()
+        with checked_stdout():
+            app()
     except OctavoError as error:
         print(f"octavo: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

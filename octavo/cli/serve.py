@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from typing import Annotated
 
 import typer
@@ -17,6 +18,8 @@ from octavo.errors import ConfigError, OctavoError
 SERVED_NUM_SEQS = 64  # more than one caller's, which `LLM` is made for
 KEYS_VARIABLE = "OCTAVO_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+# As browsers send it: no path, small letters; `null` is a page's that was opened from a file.
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
 
 def serve(
@@ -124,10 +127,10 @@ def serve(
     keys = _keys(api_key)
     host = _host(host, keys)
     settings = Settings(
-        model_names=tuple(served_model_name or (model,)),
+        model_names=_names(served_model_name) or (model,),
         api_keys=keys,
         allowed_hosts=None if keys else tuple(dict.fromkeys((*LOOPBACK, _in_header(host)))),
-        allowed_origins=tuple(allowed_origins or ()),
+        allowed_origins=_origins(allowed_origins),
         max_body_bytes=parse_bytes(max_body, "--max-body"),
         max_n=max_n,
         max_stop=max_stop,
@@ -183,6 +186,32 @@ def _keys(given: list[str] | None) -> tuple[str, ...]:
         if not (key.isascii() and key.isprintable() and key.strip() == key and key):
             raise ConfigError("--api-key: a key is one or more printable ASCII characters")
     return tuple(keys)
+
+
+def _names(given: list[str] | None) -> tuple[str, ...]:
+    """What clients call the model.
+
+    Raises:
+        ConfigError: an empty one.
+    """
+    if not all(name.strip() for name in given or ()):
+        raise ConfigError("--served-model-name: a name is one or more characters")
+    return tuple(given or ())
+
+
+def _origins(given: list[str] | None) -> tuple[str, ...]:
+    """The web origins whose pages may call the server.
+
+    Raises:
+        ConfigError: one that no browser sends.
+    """
+    for origin in given or ():
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"--allowed-origins: {origin!r} is no origin; give scheme and host in small "
+                "letters, such as https://page.example, or *"
+            )
+    return tuple(given or ())
 
 
 def _host(given: str | None, keys: tuple[str, ...]) -> str:

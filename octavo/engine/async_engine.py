@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -44,7 +45,8 @@ class AsyncEngine:
 
     Attributes:
         stats: the engine's, after the latest step.
-        error: what ended the worker for good, or None. Such an engine must be made anew.
+        error: what ended the worker for good, or None: Draining after `stop`, else an
+            EngineFailure. Such an engine must be made anew.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class AsyncEngine:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.stats: EngineStats = engine.stats()
-        self.error: EngineFailure | None = None
+        self.error: EngineFailure | Draining | None = None
         self._engine = engine
         self._capacity = engine.max_num_seqs + max_waiting
         self._timeout = timeout
@@ -114,7 +116,7 @@ class AsyncEngine:
         """Take no more requests and wait for those that are here; whether all were answered.
 
         Args:
-            timeout: seconds; what is left then ends in an EngineFailure.
+            timeout: seconds; what is left then, `stop` ends.
         """
         self._draining = True
         try:
@@ -124,7 +126,7 @@ class AsyncEngine:
         return True
 
     async def stop(self) -> None:
-        """End the worker after its step; live requests end in an EngineFailure."""
+        """End the worker after its step; live requests end in Draining."""
         self._draining = True
         self._inbox.put(None)
         await asyncio.to_thread(self._worker.join)
@@ -132,7 +134,7 @@ class AsyncEngine:
 
     def _check_open(self) -> None:
         if self.error is not None:
-            raise self.error
+            raise copy(self.error)  # each raise adds to a traceback, which keeps what was asked
         if self._draining:
             raise Draining("the server is shutting down")
 
@@ -167,7 +169,7 @@ class AsyncEngine:
             self._leave(request)
             request.on_error(error)
 
-    def _close(self, requests: list[AsyncRequest], error: EngineFailure) -> None:
+    def _close(self, requests: list[AsyncRequest], error: OctavoError) -> None:
         """The worker has ended; on the loop, so that nothing comes in meanwhile."""
         while not self._inbox.empty():
             message = self._inbox.get()
@@ -188,7 +190,7 @@ class AsyncEngine:
                 if self._engine.has_work:
                     self._step()
                 self.stats = self._engine.stats()
-            self.error = EngineFailure("the server shut down before the answer was finished")
+            self.error = Draining("the server shut down before the answer was finished")
         except Exception:  # recovering failed too: nothing here can be trusted any more
             logger.exception("octavo: the engine stopped")
             self.error = EngineFailure("the engine has stopped; the server must be started again")

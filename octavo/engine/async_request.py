@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from copy import copy
 from typing import TYPE_CHECKING
 
 from octavo.engine.outputs import RequestOutput
@@ -29,6 +30,10 @@ class Draining(OctavoError):
 
 class TimedOut(OctavoError):
     """The request took longer than it may."""
+
+
+class Aborted(OctavoError):
+    """The request was aborted while its answer was waited for."""
 
 
 class AsyncRequest:
@@ -75,12 +80,13 @@ class AsyncRequest:
 
         Raises:
             EngineFailure: the engine lost the request.
+            Aborted, Draining, TimedOut: it ended before it was finished.
         """
         while True:
             await self._changed.wait()
-            self._changed.clear()
             if self._error is not None:
                 raise self._error
+            self._changed.clear()
             output, self._newest = self._newest, None
             self.unread = False
             if output is not None:
@@ -92,16 +98,20 @@ class AsyncRequest:
         """The finished answers.
 
         Raises:
-            EngineFailure: the engine lost the request.
+            As `outputs`.
         """
-        async for output in self.outputs():
-            if output.finished:
-                return output
-        raise EngineFailure("the answer ended before it was finished")
+        async for output in self.outputs():  # noqa: B007
+            pass
+        return output
 
     def abort(self) -> None:
-        """Forget the request, whatever its state; its pages are free before the next step."""
-        self._engine.abort(self)
+        """Forget the request, whatever its state; its pages are free before the next step.
+
+        Who still waits for its answer is told that it was Aborted.
+        """
+        if self.finished is None:
+            self._engine.abort(self)
+            self.on_error(Aborted("the request was aborted before its answer was finished"))
 
     # Called on the loop by the worker.
 
@@ -114,6 +124,7 @@ class AsyncRequest:
         self._changed.set()
 
     def on_error(self, error: OctavoError) -> None:
+        error = copy(error)  # others may be told the same, and each raise adds to a traceback
         if not self._accepted.done():
             self._accepted.set_exception(error)
             self._accepted.exception()  # it may be that nobody waits for this, and only reads

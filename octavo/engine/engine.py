@@ -23,7 +23,7 @@ from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.stats import EngineStats
-from octavo.errors import RequestError
+from octavo.errors import ConfigError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
 
@@ -77,8 +77,8 @@ class Engine:
         plan: how the memory is shared out.
 
     Raises:
-        ConfigError: what does not fit in the memory, with the figures that would; a dtype that
-            there is not.
+        ConfigError: what does not fit in the memory, with the figures that would; a limit that
+            is no positive integer, or is past the model's context; a dtype that there is not.
     """
 
     def __init__(
@@ -96,6 +96,12 @@ class Engine:
         speculate: bool = True,
         cuda_graphs: bool = True,
     ) -> None:
+        check_positive(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        check_context(max_model_len, model.config.max_seq_len)
         self.model = model
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_id if eos_id is None and tokenizer else eos_id
@@ -104,9 +110,8 @@ class Engine:
         layout = CacheLayout.of(model.config, kv_dtype(kv_cache_dtype, model.dtype))
         weight_bytes = model.config.weight_bytes(model.dtype.itemsize)
         if memory is None:
-            memory = default_memory(model.device)
-            if model.device.type == "cuda":
-                memory += weight_bytes  # they are there already, and part of the budget
+            # Weights that are in memory already are part of the budget.
+            memory = default_memory(model.device) + weight_bytes - model.mapped_bytes
         replays = cuda_graphs or model.device.type != "cuda"
         longest = max_model_len or model.config.max_seq_len
         self.plan: CachePlan = plan_cache(
@@ -127,6 +132,7 @@ class Engine:
         if replays:
             self.decode = decode_steps(model, self.pool, max_num_seqs, self.max_model_len)
         self._requests: dict[int, _Request] = {}
+        self._finished: dict[int, RequestOutput] = {}  # until `run` or `stream` takes them
         self._next_id = 0
         self._totals: dict[str, int] = dict.fromkeys(
             ("prompt_tokens", "cached_tokens", "generated_tokens", "draft_tokens",
@@ -139,8 +145,9 @@ class Engine:
         """Queue a prompt; its request id.
 
         Raises:
-            RequestError: an empty or over-long prompt, a token outside the vocabulary, stop
-                strings without a tokenizer, a form that answers cannot be held to.
+            RequestError: an empty or over-long prompt, a token outside the vocabulary (of the
+                prompt, stop_token_ids or logit_bias), stop strings without a tokenizer, a form
+                that answers cannot be held to.
         """
         self._check(prompt_ids, params)
         room = self.max_model_len - len(prompt_ids)
@@ -164,6 +171,7 @@ class Engine:
 
     def abort(self, request_id: int) -> None:
         """Forget a request, whatever its state; its pages are free at once."""
+        self._finished.pop(request_id, None)
         if self._requests.pop(request_id, None) is not None:
             self.scheduler.remove(request_id)
 
@@ -213,30 +221,49 @@ class Engine:
         return self._collect_finished()
 
     def run(self, request_ids: list[int]) -> Iterator[RequestOutput]:
-        """Step until these requests are done; each as it finishes. Stopping early aborts them."""
+        """Step until these requests are done; each as it finishes. Stopping early aborts them.
+
+        Several of `run` and `stream` may take turns. What was aborted, or a call of `step` has
+        returned, does not come.
+        """
         left = set(request_ids)
         try:
             while left:
-                for output in self.step():
-                    left.discard(output.request_id)
-                    yield output
+                if finished := self._finished.keys() & left:
+                    request_id = min(finished)
+                    left.remove(request_id)
+                    yield self._finished.pop(request_id)
+                elif left.isdisjoint(self._requests):
+                    break
+                else:
+                    self._step_for_all()
         finally:
             for request_id in left:
                 self.abort(request_id)
 
     def stream(self, request_id: int) -> Iterator[RequestOutput]:
-        """Step until this request is done; its answers after each step that changed them."""
-        n_before = -1
+        """Step until this request is done; its answers after each step that changed them.
+
+        Several of `run` and `stream` may take turns. Stopping early aborts the request.
+        """
+        n_before = 0
         try:
             while request_id in self._requests:
-                finished = [o for o in self.step() if o.request_id == request_id]
-                output = finished[0] if finished else self.output(request_id)
-                n_tokens = sum(len(answer.token_ids) for answer in output.outputs)
-                if finished or n_tokens > max(n_before, 0):
-                    yield output
-                n_before = n_tokens
+                self._step_for_all()
+                if request_id in self._requests:
+                    output = self.output(request_id)
+                    n_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+                    if n_tokens > n_before:
+                        yield output
+                    n_before = n_tokens
+            if request_id in self._finished:
+                yield self._finished.pop(request_id)
         finally:
             self.abort(request_id)
+
+    def _step_for_all(self) -> None:
+        """Step, and keep what has finished for whoever waits for it."""
+        self._finished.update((output.request_id, output) for output in self.step())
 
     def _run(self, batch: list[Scheduled]) -> None:
         """Put a step's tokens through the model, and choose those that come next."""
@@ -259,7 +286,7 @@ class Engine:
         turns = [
             Turn(answer, each.draft, row)
             for each, row in sampled
-            for answer in self._answers_of(each.sequence)
+            for answer in self._fork_siblings(each.sequence)
         ]
         for turn, chosen in zip(turns, choose(logits, turns), strict=True):
             self._advance(turn, logits[turn.row : turn.row + 1 + len(turn.draft)], chosen)
@@ -286,15 +313,19 @@ class Engine:
             cache.length -= len(each.draft)  # until they prove right
         return hidden, logits
 
-    def _answers_of(self, sequence: Sequence) -> list[Sequence]:
-        """The sequence; right after the prompt, its siblings too, started from the same pages."""
-        siblings = [sequence]
+    def _fork_siblings(self, sequence: Sequence) -> list[Sequence]:
+        """Right after the prompt, start the siblings from the same pages, as many as may run.
+
+        Returns:
+            The sequence, and those that were started.
+        """
+        started = [sequence]
         if not sequence.output_ids and sequence.index == 0:
             for sibling in self._requests[sequence.request_id].sequences[1:]:
                 self.scheduler.fork(sequence, sibling)
                 if sibling.cache is not None:
-                    siblings.append(sibling)
-        return siblings
+                    started.append(sibling)
+        return started
 
     def _advance(self, turn: Turn, logits: Tensor, chosen: list[int]) -> None:
         """Append the next token, and further ones as long as the guesses were right.
@@ -388,16 +419,40 @@ class Engine:
         low, high = min(prompt_ids), max(prompt_ids)
         if low < 0 or high >= self.model.config.vocab_size:
             raise RequestError(
-                f"prompt token {high if low >= 0 else low} is outside the vocabulary of "
+                f"prompt: token {high if low >= 0 else low} is outside the vocabulary of "
                 f"{self.model.config.vocab_size}"
             )
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
         if params.structured_outputs is not None and self.tokenizer is None:
             raise RequestError("structured_outputs need a tokenizer")
-        highest = max(params.logit_bias or {}, default=0)
-        if highest >= self.model.config.vocab_size:
-            raise RequestError(
-                f"logit_bias: token {highest} is outside the vocabulary of "
-                f"{self.model.config.vocab_size}"
-            )
+        for name in ("stop_token_ids", "logit_bias"):
+            highest = max(getattr(params, name) or (), default=0)
+            if highest >= self.model.config.vocab_size:
+                raise RequestError(
+                    f"{name}: token {highest} is outside the vocabulary of "
+                    f"{self.model.config.vocab_size}"
+                )
+
+
+def check_positive(**options: int | None) -> None:
+    """Refuse an option that is given and is no positive integer.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for name, value in options.items():
+        if value is not None and (type(value) is not int or value <= 0):
+            raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+
+
+def check_context(max_model_len: int | None, context: int) -> None:
+    """Refuse sequences longer than the model's context.
+
+    Raises:
+        ConfigError: with both lengths.
+    """
+    if max_model_len is not None and max_model_len > context:
+        raise ConfigError(
+            f"max_model_len {max_model_len} is more than the model's context of {context}"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
-from octavo.engine.engine import Engine
+from octavo.engine.engine import Engine, check_positive
 from octavo.engine.sampling_params import SamplingParams
 from octavo.model import Transformer
 
@@ -40,7 +40,9 @@ def generate(
 
     Raises:
         RequestError: an empty or over-long prompt, or a token outside the vocabulary.
+        ConfigError: a chunk_size that is no positive integer.
     """
+    check_positive(chunk_size=chunk_size)
     chunk_size = chunk_size or MAX_NUM_BATCHED_TOKENS
     params = SamplingParams(
         max_tokens=max_tokens,

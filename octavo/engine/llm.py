@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
 from octavo.device import choose_device, current
 from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
-from octavo.engine.engine import Engine
+from octavo.engine.engine import Engine, check_context, check_positive
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.tool_grammar import ToolChoice, hold_to_tools
@@ -25,6 +26,8 @@ from octavo.tokenizer import Tokenizer
 from octavo.tool_calls import split_answer
 
 Message = Any  # OpenAI's dict or one of mistral-common's messages
+
+logger = logging.getLogger("octavo")
 
 
 class LLM:
@@ -50,6 +53,7 @@ class LLM:
             one pass; the answers are the same.
         cuda_graphs: whether a GPU replays steps that bring one token an answer from captured
             graphs.
+        tensor_parallel: taken as the model card has it, and comes later: one device for now.
 
     Raises:
         ConfigError, CheckpointError, TokenizerError: with the file at fault and what to do.
@@ -74,19 +78,24 @@ class LLM:
         enable_prefix_caching: bool = True,
         prompt_lookup: bool = True,
         cuda_graphs: bool = True,
+        tensor_parallel: int = 1,
     ) -> None:
         if tokenizer_mode not in ("auto", "mistral"):
             raise ConfigError(
                 f"tokenizer_mode: {tokenizer_mode!r} is not one of auto, mistral; octavo "
                 "tokenises with mistral-common alone"
             )
-        for name, value in (
-            ("max_model_len", max_model_len),
-            ("max_num_seqs", max_num_seqs),
-            ("max_num_batched_tokens", max_num_batched_tokens),
-        ):
-            if value is not None and (type(value) is not int or value <= 0):
-                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        # The engine checks its own again; here they are found before the weights are read.
+        check_positive(
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            tensor_parallel=tensor_parallel,
+        )
+        if tensor_parallel > 1:
+            logger.warning(
+                "octavo: tensor_parallel=%d comes later; running on one device", tensor_parallel
+            )
         kv_dtype(kv_cache_dtype, torch.float32)  # a wrong name is found before the weights are read
         where = choose_device(device)
         folder = resolve_model(model)
@@ -96,11 +105,7 @@ class LLM:
             load_format=load_format,
             attention_pattern=attention_pattern,
         )
-        context = checkpoint.config.max_seq_len
-        if max_model_len is not None and max_model_len > context:
-            raise ConfigError(
-                f"max_model_len {max_model_len} is more than the model's context of {context}"
-            )
+        check_context(max_model_len, checkpoint.config.max_seq_len)
         # Before the weights are read: they are a part of what is shared out.
         if memory is None:
             budget = default_memory(where)
@@ -202,10 +207,8 @@ class LLM:
         """
         shown = None if tool_choice == "none" else tools
         prompt_ids = self.tokenizer.encode_chat(messages, shown)
-        params = hold_to_tools(
-            sampling_params or SamplingParams(), self.tokenizer, tools, tool_choice,
-            parallel_tool_calls,
-        )  # fmt: skip
+        [params] = _one_each(sampling_params, 1)
+        params = hold_to_tools(params, self.tokenizer, tools, tool_choice, parallel_tool_calls)
         request_id = self.engine.add_request(prompt_ids, params)
         for output in self.engine.stream(request_id):
             yield self.with_tool_calls(output) if output.finished else output
@@ -226,7 +229,8 @@ class LLM:
             for request_id in request_ids:
                 self.engine.abort(request_id)
             if len(encoded) > 1:
-                raise RequestError(f"prompt {len(request_ids)}: {error}") from None
+                reason = str(error).removeprefix("prompt: ")
+                raise RequestError(f"prompt {len(request_ids)}: {reason}") from None
             raise
         outputs = {}
         with tqdm(total=len(request_ids), disable=not use_tqdm, unit="prompt") as bar:
@@ -242,19 +246,23 @@ class LLM:
         return output
 
 
-def _as_prompts(prompts: str | Sequence[Any]) -> list[Any]:
-    """One prompt or several, as a list; a flat list of integers is one prompt of token ids."""
-    if isinstance(prompts, (str, dict)):
-        return [prompts]
-    several = list(prompts)
+def _as_prompts(prompts: object) -> list[Any]:
+    """One prompt or several, as a list, with what dicts hold in their place.
+
+    A flat list of integers is one prompt of token ids.
+    """
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts: one prompt or a list of them, not {type(prompts).__name__}")
+    several = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
     if several and all(type(token) is int for token in several):
         return [several]
-    return several
+    return [
+        prompt.get("prompt_token_ids", prompt.get("prompt")) if isinstance(prompt, dict) else prompt
+        for prompt in several
+    ]
 
 
 def _encode_prompt(tokenizer: Tokenizer, prompt: Any) -> list[int]:
-    if isinstance(prompt, dict):
-        prompt = prompt.get("prompt_token_ids", prompt.get("prompt"))
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
     if isinstance(prompt, Sequence) and all(type(token) is int for token in prompt):
@@ -273,10 +281,15 @@ def _as_conversations(messages: Sequence[Any]) -> list[Sequence[Any]]:
 def _one_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int
 ) -> list[SamplingParams]:
-    if params is None:
-        return [SamplingParams()] * count
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if len(params) != count:
-        raise RequestError(f"{len(params)} sampling_params for {count} prompts")
-    return list(params)
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    several: list[Any] = list(params) if isinstance(params, Sequence) else [params]
+    for each in several:
+        if not isinstance(each, SamplingParams):
+            raise RequestError(
+                "sampling_params must be a SamplingParams, or a list with one for each prompt, "
+                f"not {type(each).__name__}"
+            )
+    if len(several) != count:
+        raise RequestError(f"{len(several)} sampling_params for {count} prompts")
+    return several

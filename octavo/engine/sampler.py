@@ -107,7 +107,9 @@ def _draw(weights: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[
     if any(each.min_p > 0 for each in params):
         keep_min_p(weights, column("min_p"))
     if any(each.top_k > 0 for each in params):
-        keep_top_k(weights, torch.tensor([each.top_k for each in params])[:, None])
+        n_tokens = weights.shape[1]  # a larger top_k may be more than a tensor can hold
+        top_k = [min(each.top_k, n_tokens) for each in params]
+        keep_top_k(weights, torch.tensor(top_k)[:, None])
     if any(each.top_p < 1 for each in params):
         keep_top_p(weights, column("top_p"))
     drawn = to_device(torch.tensor(uniforms, dtype=torch.float64)[:, None], weights.device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.engine.structured_outputs import StructuredOutputsParams
 from octavo.errors import RequestError
 
 MAX_LOGIT_BIAS = 100.0  # OpenAI's
 GREEDY_BELOW = 1e-5  # a temperature under this takes the likeliest token
+# Well within fp32, where larger factors make logits infinite or NaN, and a tinier top_p is 0.
+LARGEST_FACTOR = 1e6
+SMALLEST_TOP_P = 1e-6
 
 
 @dataclass
@@ -19,8 +22,8 @@ class SamplingParams:
 
     Attributes:
         n: answers to one prompt.
-        temperature: divides the logits; 0 is greedy.
-        top_p: keep the likeliest tokens that together reach this probability.
+        temperature: divides the logits; 0 is greedy, 1e6 the most.
+        top_p: keep the likeliest tokens that together reach this probability, 1e-6 at least.
         top_k: keep the k likeliest tokens; 0 or -1 keeps all.
         min_p: drop tokens under this fraction of the likeliest one's probability.
         seed: makes sampling repeatable; None draws a fresh one.
@@ -31,7 +34,7 @@ class SamplingParams:
         include_stop_str_in_output: keep the stop string in the text after all.
         ignore_eos: go on past the end-of-sequence token.
         repetition_penalty: divides positive (multiplies negative) logits of tokens in the prompt
-            or answer (Keskar et al. 2019, section 4.1).
+            or answer (Keskar et al. 2019, section 4.1). In 1e-6…1e6.
         presence_penalty, frequency_penalty: subtracted from the logits of tokens in the answer,
             once, or once for each time (OpenAI's definitions).
         logit_bias: added to the logits of these token ids, each in -100…100.
@@ -67,18 +70,18 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
-        self.stop_token_ids = list(self.stop_token_ids or ())
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        self.stop = _list("stop", stop, "one or more non-empty strings")
+        self.stop_token_ids = _list("stop_token_ids", self.stop_token_ids, "a list of integers")
         _integer("n", self.n, 1)
-        _number("temperature", self.temperature, 0.0)
+        _number("temperature", self.temperature, 0.0, LARGEST_FACTOR)
         _number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise RequestError("top_p must be above 0 and at most 1, not 0")
+        self.top_p = max(self.top_p, SMALLEST_TOP_P)
         _integer("top_k", self.top_k, -1)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0)
-        if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty must be above 0, not 0")
+        _number("repetition_penalty", self.repetition_penalty, 1 / LARGEST_FACTOR, LARGEST_FACTOR)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _integer("min_tokens", self.min_tokens, 0)
@@ -123,13 +126,19 @@ class SamplingParams:
         )
 
 
+def _list(name: str, value: object, what: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, Iterable):
+        raise RequestError(f"{name} must be {what}, not {value!r}")
+    return list(value)
+
+
 def _integer(name: str, value: object, low: int) -> None:
     if type(value) is not int or value < low:
         raise RequestError(f"{name} must be an integer of at least {low}, not {value!r}")
 
 
-def _number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    valid = type(value) in (int, float) and low <= value <= high and math.isfinite(value)  # type: ignore[operator,arg-type]
-    if not valid:
-        limits = f"at least {low:g}" if high == math.inf else f"in {low:g}…{high:g}"
-        raise RequestError(f"{name} must be {limits}, not {value!r}")
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]
+        raise RequestError(f"{name} must be at least {low:g} and at most {high:g}, not {value!r}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 
 from octavo.cache import PagePool, RaggedCache, block_digests
+from octavo.cache.prefix import Hit
 from octavo.engine.sequence import Sequence
 
 # Rows of a step up to which a guessed token is worth its place: reading the weights takes most of
@@ -28,12 +30,27 @@ class Scheduled:
     draft: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why the first in the queue was not let in.
+
+    Attributes:
+        sequence: which.
+        needed: pages that it would take.
+        missing: digest of the first block that the prefix cache did not have; None if it had all.
+    """
+
+    sequence: Sequence
+    needed: int
+    missing: bytes | None
+
+
 class Scheduler:
     """First come, first served, under a budget of tokens a step and of pages.
 
     Answers being written go first, a token each, so that a long prompt delays them by one chunk at
     most; prompts share what is left of the budget in order of arrival. When pages run out, whoever
-    came last gives its own back and waits at the front of the queue; it will go on where it was.
+    came last gives its own back and waits in its place by arrival; it will go on where it was.
 
     Args:
         pool: of pages.
@@ -57,6 +74,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.n_preempted = 0
+        self._refusal: Refusal | None = None
 
     def schedule(self) -> list[Scheduled]:
         """The next step. Their caches have the pages for it."""
@@ -94,7 +112,7 @@ class Scheduler:
             sibling.n_remembered = sequence.n_remembered
             self.running.append(sibling)
         else:
-            self.waiting.append(sibling)
+            self._wait(sibling)
 
     def remove(self, request_id: int) -> None:
         """Forget a request; its pages are free at once."""
@@ -141,8 +159,12 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.finish(sequence)
         sequence.n_remembered = 0
-        self.waiting.appendleft(sequence)
+        self._wait(sequence)
         self.n_preempted += 1
+
+    def _wait(self, sequence: Sequence) -> None:
+        """Queue a sequence before all that came later."""
+        insort(self.waiting, sequence, key=lambda s: (s.request_id, s.index))
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a cache, with what the prefix cache knows of it.
@@ -150,33 +172,61 @@ class Scheduler:
         All that is known of it must fit, beside what the running ones have yet to read: else the
         newcomer would soon make room again.
         """
-        pool = self.pool
-        cache = RaggedCache(pool)
-        sequence.cache = cache
-        if pool.prefix.enabled and sequence.params.prompt_logprobs is None:
-            page_size = pool.layout.page_size
-            sequence.digests = block_digests(sequence.token_ids, page_size, sequence.digests)
-            # The last token is always computed: its logits are what is wanted.
-            usable = sequence.digests[: (sequence.n_tokens - 1) // page_size]
-            if (hit := pool.prefix.match(usable)) is not None:
-                cache.take_over(hit)
-        promised = sum(self._still_needed(running) for running in self.running)
-        needed = self._still_needed(sequence)
-        if self.running and needed + promised > pool.n_available:
-            cache.free()
-            sequence.cache = None
+        free = self.pool.n_available - sum(map(self._still_needed, self.running))
+        if self.running and self._is_still_refused(sequence, free):
             return False
-        sequence.n_remembered = cache.length // pool.layout.page_size
+        usable = self._usable_digests(sequence)
+        hit = self.pool.prefix.match(usable)
+        n_known = hit.n_blocks if hit else 0
+        needed = self._needed(sequence, hit)
+        if self.running and needed > free:
+            missing = usable[n_known] if n_known < len(usable) else None
+            self._refusal = Refusal(sequence, needed, missing)
+            return False
+        self._refusal = None
+        sequence.cache = RaggedCache(self.pool)
+        if hit is not None:
+            sequence.cache.take_over(hit)
+        sequence.n_remembered = n_known
         if sequence.n_cached is None:
-            sequence.n_cached = cache.length
+            sequence.n_cached = sequence.cache.length
         return True
 
+    def _is_still_refused(self, sequence: Sequence, free: int) -> bool:
+        """Whether another match, which takes a while for a long prompt, would change nothing."""
+        refusal = self._refusal
+        if refusal is None or refusal.sequence is not sequence or refusal.needed <= free:
+            return False
+        return refusal.missing is None or not self.pool.prefix.knows(refusal.missing)
+
+    def _usable_digests(self, sequence: Sequence) -> list[bytes]:
+        """Of the blocks that a waiting sequence may take over where the prefix cache has them."""
+        scores_prompt = sequence.index == 0 and sequence.params.prompt_logprobs is not None
+        is_scored = len(sequence.prompt_logprobs) == len(sequence.prompt_ids)
+        if not self.pool.prefix.enabled or (scores_prompt and not is_scored):
+            return []
+        page_size = self.pool.layout.page_size
+        sequence.digests = block_digests(sequence.token_ids, page_size, sequence.digests)
+        # The last token is always computed: its logits are what is wanted.
+        return sequence.digests[: (sequence.n_tokens - 1) // page_size]
+
+    def _needed(self, sequence: Sequence, hit: Hit | None) -> int:
+        """Pages that a waiting sequence's known tokens will take, but for those others hold."""
+        if hit is None:
+            return self._most_pages(sequence.n_tokens, sequence.n_tokens)
+        n_pending = sequence.n_tokens - hit.n_blocks * self.pool.layout.page_size
+        most = self._most_pages(sequence.n_tokens, n_pending)
+        return max(0, most - hit.n_pages) + hit.n_unheld_pages
+
     def _still_needed(self, sequence: Sequence) -> int:
-        """Pages that the sequence's known tokens will take beyond what it holds."""
+        """Pages that a running sequence's known tokens will take beyond what it holds."""
         assert sequence.cache is not None
-        chunk = min(sequence.n_pending, self.max_num_batched_tokens)
-        most = self.pool.layout.pages_needed(sequence.n_tokens, chunk)
+        most = self._most_pages(sequence.n_tokens, sequence.n_pending)
         return max(0, most - sequence.cache.n_pages)
+
+    def _most_pages(self, n_tokens: int, n_pending: int) -> int:
+        chunk = min(n_pending, self.max_num_batched_tokens)
+        return self.pool.layout.pages_needed(n_tokens, chunk)
 
     def _add_drafts(self, batch: list[Scheduled], budget: int) -> None:
         """Guess tokens behind the answers that are being written, where there is room for them."""

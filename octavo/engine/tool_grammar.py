@@ -34,6 +34,8 @@ def hold_to_tools(
     - `required`: calls only. A named function: one call of it.
     - `none`: no calls. Give `encode_chat` no tools then.
 
+    Control tokens are left out of the text, whose length says how far calls are read.
+
     Arguments fit the function's `parameters`. A keyword that llguidance does not know is an error
     in a function that is `strict`, and is passed over in others.
 
@@ -55,6 +57,8 @@ def hold_to_tools(
         return replace(params, logit_bias={**(params.logit_bias or {}), token: -MAX_LOGIT_BIAS})
     if token is None:
         raise RequestError(f"tools: {tokenizer.path} has no [TOOL_CALLS] token")
+    if not params.skip_special_tokens:
+        params = replace(params, skip_special_tokens=True)
     free = params.structured_outputs is None
     if tool_choice == "auto" and free and not _can_guide(tokenizer):
         return params

@@ -75,6 +75,10 @@ def load_weights(
             if pack:
                 pack_linears(module)
             bar.update(_n_bytes(read[name]))
+    if on_host:
+        held = model.state_dict()  # without what was packed
+        mapped = (n for n in checkpoint.tensors if n in held and checkpoint.stays_mapped(n, dtype))
+        model.mapped_bytes = _n_bytes(checkpoint.tensors[name] for name in mapped)
     model.requires_grad_(False).eval()
 
 

@@ -130,11 +130,17 @@ def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
 
 
 class Transformer(nn.Module):
-    """A decoder over packed sequences: tokens of several sequences end to end, no padding."""
+    """A decoder over packed sequences: tokens of several sequences end to end, no padding.
+
+    Attributes:
+        config: the architecture.
+        mapped_bytes: of the weights that stay in their file, and take no memory of their own.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.mapped_bytes = 0
         # Not `nn.Embedding(…)`: weights that are loaded need no random ones, and on the meta device
         # those import 900 modules of PyTorch's, which take 160 MB and a second.
         self.tok_embeddings = nn.Embedding.from_pretrained(

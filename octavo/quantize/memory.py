@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from octavo.cache.planner import DEVICE_RUNTIME_BYTES, free_bytes
-from octavo.config import ModelConfig
+from octavo.config import ModelConfig, format_bytes
 from octavo.device import CPU
 from octavo.errors import ConfigError
 from octavo.quantize import gptq, grid
@@ -83,8 +81,9 @@ def plan(
     free = free_bytes(device)
     if free < needed:
         raise ConfigError(
-            f"device: {device} has {free / 2**30:.1f}G free; {at_a_time} need "
-            f"{_gib_up(needed)}: take a shorter --max_sequence_length, or --device cpu"
+            f"device: {device} has {format_bytes(free)} free; {at_a_time} need "
+            f"{format_bytes(needed, up=True)}: take a shorter --max_sequence_length, or "
+            "--device cpu"
         )
     return streams_bytes <= left, min(room, free - needed)
 
@@ -92,8 +91,8 @@ def plan(
 def _left(max_memory: int, needed: int, for_what: str) -> int:
     if max_memory < needed:
         raise ConfigError(
-            f"max_memory: {max_memory / 2**30:.1f}G is too little for {for_what}; it needs "
-            f"{_gib_up(needed)}"
+            f"max_memory: {format_bytes(max_memory)} is too little for {for_what}; it needs "
+            f"{format_bytes(needed, up=True)}"
         )
     return max_memory - needed
 
@@ -153,8 +152,3 @@ def _passing_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     shapes = [config.linear_shape(name) for group in GROUPS for name in group]
     layer = sum(n * k for n, k in shapes) * dtype.itemsize
     return 2 * max(layer, config.vocab_size * config.dim * 2)
-
-
-def _gib_up(n_bytes: int) -> str:
-    """In GiB to a tenth, rounded up."""
-    return f"{math.ceil(n_bytes / 2**30 * 10) / 10:.1f}G"

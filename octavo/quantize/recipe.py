@@ -44,7 +44,9 @@ class Recipe:
         if strength is not None and not 0 <= strength <= 1:
             raise ConfigError(f"smoothing_strength must be from 0 to 1, not {strength!r}")
         if not 0 <= self.dampening_frac < float("inf"):
-            raise ConfigError(f"dampening_frac must be 0 or more, not {self.dampening_frac!r}")
+            raise ConfigError(
+                f"dampening_frac must be 0 or more and finite, not {self.dampening_frac!r}"
+            )
         if self.rounding not in ("gptq", "nearest"):
             raise ConfigError(f"rounding: {self.rounding!r} is neither gptq nor nearest")
 

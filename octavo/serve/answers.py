@@ -42,6 +42,8 @@ class AnswerReader:
         self._n_tokens = len(answer.token_ids)
         if answer.finish_reason is not None:
             events += parser.finish(text_length=text_length)
-            if answer.finish_reason == "stop" and parser.calls:
+            # A stop string or token of the client's may stand in the middle of a call.
+            is_cut = answer.stop_reason is not None and parser.is_cut
+            if answer.finish_reason == "stop" and parser.calls and not is_cut:
                 self.finish_reason = "tool_calls"
         return events

@@ -16,7 +16,7 @@ from octavo.serve.logprobs import chat_logprobs, told_tokens
 from octavo.serve.messages import template_messages, template_tools
 from octavo.serve.requests import ChatRequest, NamedToolChoice
 from octavo.serve.responses import ChatLogprobs, ChatMessage, FunctionDelta, ToolCallDelta, Usage
-from octavo.serve.sampling import chat_params, compile_form
+from octavo.serve.sampling import chat_params, compile_form, form_as_given
 from octavo.serve.service import EventStream, Service, ServiceDep, unless_gone
 from octavo.tool_calls import ArgumentsDelta, CallStarted, ContentDelta, Event
 
@@ -64,13 +64,14 @@ class _Chat:
         further = {"continue_final_message": True} if body.continue_final_message else {}
         prompt_ids = self.tokenizer.encode_chat(messages, tools, **further)
         choice = body.tool_choice
-        self.params = hold_to_tools(
-            self.params,
-            self.tokenizer,
-            [tool.model_dump() for tool in body.tools or ()],
-            choice.model_dump() if isinstance(choice, NamedToolChoice) else choice or "auto",
-            body.parallel_tool_calls is not False,
-        )
+        with form_as_given(body):
+            self.params = hold_to_tools(
+                self.params,
+                self.tokenizer,
+                [tool.model_dump() for tool in body.tools or ()],
+                choice.model_dump() if isinstance(choice, NamedToolChoice) else choice or "auto",
+                body.parallel_tool_calls is not False,
+            )
         compile_form(body, self.params, self.tokenizer)
         return prompt_ids
 

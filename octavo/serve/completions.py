@@ -11,7 +11,7 @@ from octavo.engine.async_request import AsyncRequest
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.serve import responses
 from octavo.serve.errors import ERRORS, ApiError
-from octavo.serve.logprobs import completion_logprobs, told_tokens
+from octavo.serve.logprobs import TextOffsets, completion_logprobs, told_tokens
 from octavo.serve.requests import CompletionRequest
 from octavo.serve.responses import CompletionLogprobs, Usage
 from octavo.serve.sampling import compile_form, completion_params
@@ -52,6 +52,7 @@ class _Completion:
                 f"prompt: {len(self.prompts)} prompts, but the server takes at most {limit}",
                 param="prompt",
             )
+        self._offsets: dict[int, TextOffsets] = {}  # by choice
 
     async def submit(self) -> list[AsyncRequest]:
         """Tokenise the prompts and queue them."""
@@ -142,14 +143,22 @@ class _Completion:
             return None
         token_ids = answer.token_ids[start:stop]
         rows: list = list(answer.logprobs[start:stop])
-        offset = len(self._echo(place)) + len(self.tokenizer.decode(answer.token_ids[:start]))
+        index = place * self.params.n + answer.index
+        if index not in self._offsets:
+            self._offsets[index] = TextOffsets(
+                self.tokenizer,
+                len(self._echo(place)),
+                special=not self.params.skip_special_tokens,
+            )
+        offsets = self._offsets[index].add(token_ids)
         if output.prompt_logprobs is not None and start == 0:
             # <s> is before a text prompt and not in it.
             skipped = int(isinstance(self.prompts[place], str))
-            token_ids = output.prompt_token_ids[skipped:] + token_ids
+            prompt_ids = output.prompt_token_ids[skipped:]
+            offsets = TextOffsets(self.tokenizer).add(prompt_ids) + offsets
+            token_ids = prompt_ids + token_ids
             rows = output.prompt_logprobs[skipped:] + rows
-            offset = 0
-        return completion_logprobs(self.tokenizer, token_ids, rows, count, offset)
+        return completion_logprobs(self.tokenizer, token_ids, rows, count, offsets)
 
     def _envelope(
         self, choices: list[responses.CompletionChoice], usage: Usage | None

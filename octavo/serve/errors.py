@@ -105,8 +105,9 @@ def add_handlers(app: FastAPI) -> None:
     """Give every error of the app OpenAI's shape."""
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation_error(error.errors()).response()
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        content_type = request.headers.get("content-type")
+        return _validation_error(error.errors(), content_type).response()
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -125,18 +126,30 @@ def add_handlers(app: FastAPI) -> None:
         return as_api_error(error).response()
 
 
-def _validation_error(problems: Sequence[Any]) -> ApiError:
+def _validation_error(problems: Sequence[Any], content_type: str | None) -> ApiError:
     """A body that does not fit its model: the first field at fault, and what it may be."""
     # Of a union's branches, the one that came furthest is the one that was meant.
     first = max(problems, key=lambda problem: len(problem["loc"]))
     if first["type"] == "json_invalid":
         where = f"at byte {first['loc'][-1]}: {first.get('ctx', {}).get('error', '')}"
         return ApiError(400, f"the body is not JSON {where}", code="invalid_json")
+    if first["type"] in ("missing", "model_attributes_type") and first["loc"] == ("body",):
+        return ApiError(400, _no_object(first["input"], content_type), code="invalid_json")
     param = _param(first["loc"])
     # The branches of a union complain one by one, each of the same field.
     reasons = dict.fromkeys(p["msg"] for p in problems if _param(p["loc"]) == param)
     message = ", or ".join(reason.removeprefix("Value error, ") for reason in reasons)
-    return ApiError(400, f"{param}: {message}" if param else message, param=param)
+    if param is None:  # of the body as a whole: fields that do not go together
+        return ApiError(400, message, param=_leading_field(message))
+    return ApiError(400, f"{param}: {message}", param=param)
+
+
+def _no_object(body: object, content_type: str | None) -> str:
+    """Why there are no fields to read: FastAPI leaves bytes that are not said to be JSON alone."""
+    if isinstance(body, bytes):
+        return f"the Content-Type is {content_type or 'missing'}; send application/json"
+    found = "empty" if body is None else type(body).__name__
+    return f"the body must be a JSON object, not {found}"
 
 
 def _param(location: Sequence[str | int]) -> str | None:
@@ -152,7 +165,7 @@ def _param(location: Sequence[str | int]) -> str | None:
 
 def _leading_field(message: str) -> str | None:
     """`top_p` of "top_p must be above 0": octavo's errors begin with the field at fault."""
-    match = re.match(r"([a-z_]+(?:\.\w+|\[\d+\])*)(?::| must| \d)", message)
+    match = re.match(r"([\w-]+(?:\.\w+|\[\d+\])*)(?::| must| \d)", message)
     return re.sub(r"\.(\d+)", r"[\1]", match[1]) if match else None
 
 

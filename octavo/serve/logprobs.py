@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from octavo.engine.outputs import CompletionOutput, Logprob
@@ -14,6 +15,7 @@ from octavo.serve.responses import (
 from octavo.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot say
+_PARTIAL = "\ufffd"  # in the text of a token that holds a part of a character
 
 Rows = Sequence[dict[int, Logprob] | None]
 
@@ -44,16 +46,57 @@ def chat_logprobs(
     return ChatLogprobs(content=content, refusal=None)
 
 
+class TextOffsets:
+    """Where each token of a growing text begins in it, in characters.
+
+    A token that goes on with a character begins where the character does.
+
+    Args:
+        tokenizer: the text's.
+        start: where the text itself begins.
+        special: whether the text has control tokens in it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: int = 0, *, special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._offset = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_ids: Sequence[int]) -> list[int]:
+        """The offsets of the next tokens."""
+        return [self._add(token) for token in token_ids]
+
+    def _add(self, token: int) -> int:
+        offset = self._offset
+        text = self._tokenizer.decode([token], special=self._special)
+        piece = self._tokenizer.token_bytes(token) if _PARTIAL in text else text.encode()
+        self._offset += len(self._decoder.decode(piece))
+        return offset
+
+
 def completion_logprobs(
-    tokenizer: Tokenizer, token_ids: Sequence[int], rows: Rows, count: int, offset: int
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    rows: Rows,
+    count: int,
+    offsets: Sequence[int],
 ) -> CompletionLogprobs:
-    """The completions' form; `offset` is where the first token's text begins, in characters."""
-    result = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    """The completions' form.
+
+    Args:
+        tokenizer: for each token's text.
+        token_ids: the chosen tokens.
+        rows: of each, log-probabilities by token id; None for a prompt's first.
+        count: of the likeliest tokens to name beside it.
+        offsets: of each, where it begins in the text.
+    """
+    result = CompletionLogprobs(
+        tokens=[], token_logprobs=[], top_logprobs=[], text_offset=list(offsets)
+    )
     assert result.top_logprobs is not None
     for token, row in zip(token_ids, rows, strict=True):
         result.tokens.append(_name(tokenizer, token))
-        result.text_offset.append(offset)
-        offset += len(tokenizer.decode([token]))
         if row is None:  # nothing comes before a prompt's first token
             result.token_logprobs.append(None)
             result.top_logprobs.append(None)
@@ -82,6 +125,6 @@ def _likeliest(top: list[TopLogprob], count: int) -> list[TopLogprob]:
 def _name(tokenizer: Tokenizer, token: int) -> str:
     """A token as a key: its text, or its bytes where they are only a part of a character."""
     text = tokenizer.decode([token], special=True)
-    if "\ufffd" in text:
+    if _PARTIAL in text:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(token))
     return text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from octavo.engine.constraint import Constraint
@@ -20,7 +23,6 @@ from octavo.serve.settings import Settings
 from octavo.tokenizer import Tokenizer
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
-_SMALLEST_TOP_P = 1e-6  # anything smaller is 0 in fp32, and would keep no token at all
 
 
 def chat_params(request: ChatRequest, settings: Settings, vocab_size: int) -> SamplingParams:
@@ -66,19 +68,29 @@ def compile_form(request: Generation, params: SamplingParams, tokenizer: Tokeniz
     """
     if params.structured_outputs is None:
         return
-    try:
+    with form_as_given(request):
         Constraint.compile(params.structured_outputs, tokenizer)
+
+
+@contextmanager
+def form_as_given(request: Generation) -> Iterator[None]:
+    """Name a form that is wrong as the client did: `guided_regex`, not `structured_outputs.regex`.
+
+    Raises:
+        RequestError: any from within, so named.
+    """
+    try:
+        yield
     except RequestError as error:
         message = str(error)
-        if isinstance(request.response_format, JsonSchemaFormat):
-            message = message.replace(
-                "structured_outputs.json", "response_format.json_schema.schema", 1
-            )
+        for field, _ in _forms(request)[:1]:
+            if field != "structured_outputs":
+                message = re.sub(r"^structured_outputs(\.\w+)?", field, message)
         raise RequestError(message) from None
 
 
-def _structured_outputs(request: Generation, settings: Settings) -> StructuredOutputsParams | None:
-    """What the answer is held to: OpenAI's `response_format`, or vLLM's two ways to say it."""
+def _forms(request: Generation) -> list[tuple[str, dict[str, Any]]]:
+    """What the answer is held to, by field: OpenAI's `response_format`, or vLLM's two ways."""
     wanted: list[tuple[str, dict[str, Any]]] = []
     response_format = request.response_format
     if isinstance(response_format, JsonSchemaFormat):
@@ -93,6 +105,11 @@ def _structured_outputs(request: Generation, settings: Settings) -> StructuredOu
         value = getattr(request, f"guided_{kind}")
         if value is not None:
             wanted.append((f"guided_{kind}", {kind: value}))
+    return wanted
+
+
+def _structured_outputs(request: Generation, settings: Settings) -> StructuredOutputsParams | None:
+    wanted = _forms(request)
     if not wanted:
         return None
     if len(wanted) > 1:
@@ -101,7 +118,8 @@ def _structured_outputs(request: Generation, settings: Settings) -> StructuredOu
     field, form = wanted[0]
     if form.get("json") is not None:
         form["json"] = _schema(field, form["json"], settings)
-    return StructuredOutputsParams(**form)
+    with form_as_given(request):
+        return StructuredOutputsParams(**form)
 
 
 def _schema(field: str, schema: Any, settings: Settings) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _common(request: Generation, settings: Settings, vocab_size: int) -> dict[st
         "seed": request.seed,
         "stop": stop,
         "temperature": request.temperature,
-        "top_p": None if request.top_p is None else max(request.top_p, _SMALLEST_TOP_P),
+        "top_p": request.top_p,
         "frequency_penalty": request.frequency_penalty,
         "presence_penalty": request.presence_penalty,
         "top_k": request.top_k,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -27,14 +28,18 @@ def listen(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes a free one.
 
     Raises:
-        ConfigError: the host is unknown, or the port taken or forbidden.
+        ConfigError: the host is not this machine's, or the port taken or forbidden.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror:
-        raise ConfigError(f"--host: {host!r} is not an address or name of this machine") from None
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
+        code = getattr(error, "errno", None)
+        if code == errno.EADDRNOTAVAIL or isinstance(error, (socket.gaierror, UnicodeError)):
+            raise ConfigError(
+                f"--host: {host!r} is not an address or name of this machine; 0.0.0.0 stands for "
+                "all that it has"
+            ) from None
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"--port: cannot listen on {host}:{port}: {reason}; choose another, or 0 for a free one"

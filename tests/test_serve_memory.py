@@ -99,7 +99,7 @@ def test_a_context_that_does_not_fit_is_refused_with_what_would() -> None:
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     message = done.stderr.strip()
-    assert "max_model_len: 131,072 tokens do not fit in 0.57G of memory" in message
+    assert "max_model_len: 131,072 tokens do not fit in 580M of memory" in message
     enough = message.split("or give ")[1].split(" ")[0]
     with Server("demo", "--memory", enough, "--max-model-len", "128k") as server:
         assert "at once fit 1 x 131,072 tokens" in server.printed

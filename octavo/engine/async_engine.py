@@ -132,9 +132,13 @@ class AsyncEngine:
         await asyncio.to_thread(self._worker.join)
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
-    def _check_open(self) -> None:
+    def check_running(self) -> None:
+        """Raise `error` if the worker has ended."""
         if self.error is not None:
             raise copy(self.error)  # each raise adds to a traceback, which keeps what was asked
+
+    def _check_open(self) -> None:
+        self.check_running()
         if self._draining:
             raise Draining("the server is shutting down")
 

@@ -46,8 +46,6 @@ class _Chat:
         self.model = service.check_model(body.model)
         self.params = chat_params(body, service.settings, self.tokenizer.vocab_size)
         self.offers_tools = bool(body.tools) and body.tool_choice != "none"
-        if self.offers_tools:
-            self.params.skip_special_tokens = True  # the calls' parser goes by the text's length
 
     async def submit(self) -> AsyncRequest:
         """Tokenise the conversation and queue it."""

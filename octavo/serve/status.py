@@ -35,8 +35,8 @@ async def retrieve_model(model: str, service: ServiceDep) -> responses.Model:
 @router.get("/health", tags=["Operation"], responses=ERRORS)
 async def health(service: ServiceDep) -> Status:
     """Whether the server is worth keeping: 500 once its engine has stopped for good."""
-    if service.engine is not None and service.engine.error is not None:
-        raise service.engine.error
+    if service.engine is not None:
+        service.engine.check_running()
     return Status(status="ok")
 
 
@@ -47,8 +47,7 @@ async def ready(service: ServiceDep) -> Status:
         raise unavailable("the server is shutting down")
     if service.engine is None:
         raise unavailable("the model is being loaded")
-    if service.engine.error is not None:
-        raise service.engine.error
+    service.engine.check_running()
     return Status(status="ready")
 
 

@@ -24,15 +24,27 @@ if sys.platform == "linux":
     FLAGS += ["-fopenmp", "-Wno-psabi"]
 
 
+def require_gcc(compiler):
+    """Refuse what is not there, and clang: its code asks for an OpenMP of its own, whose threads
+    PyTorch's would fight with.
+
+    Raises:
+        CompileError: which leaves an optional extension out; other errors would end the install.
+    """
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        raise CompileError(f"{compiler} does not run: {error.strerror}") from None
+    if "clang" in version:
+        raise CompileError(f"{compiler} is clang; on Linux the kernels need g++ (CXX=g++)")
+
+
 class BuildExt(build_ext):
     """As setuptools', with as many compilers at once as there are cores."""
 
     def build_extension(self, ext):
-        compiler = self.compiler.compiler_cxx[0]
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-        if sys.platform == "linux" and "clang" in version:
-            # Its code asks for an OpenMP of its own, whose threads PyTorch's would fight with.
-            raise CompileError(f"{compiler} is clang; on Linux the kernels need g++ (CXX=g++)")
+        if sys.platform == "linux":
+            require_gcc(self.compiler.compiler_cxx[0])
         compile_all = self.compiler.compile
 
         def compile_each(sources, **options):

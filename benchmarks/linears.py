@@ -22,14 +22,7 @@ from octavo.bench.random_model import DTYPE, RandomBlocks
 from octavo.bench.shapes import find_shape
 from octavo.config import ModelConfig
 from octavo.device import choose_device, current
-
-# Those that share their inputs run together.
-GROUPS = (
-    ("attention.wq", "attention.wk", "attention.wv"),
-    ("attention.wo",),
-    ("feed_forward.w1", "feed_forward.w3"),
-    ("feed_forward.w2",),
-)
+from octavo.quantize.memory import GROUPS
 
 
 class Linears:
@@ -44,10 +37,10 @@ class Linears:
         self._device = device
         self._groups = []
         self.n_weights = 0
-        for names in GROUPS:
+        for names in GROUPS:  # those that share their inputs run together
             stored, scales = [], []
             for name in names:
-                shape = config.linear_shape(f"layers.0.{name}")
+                shape = config.linear_shape(name)
                 weight = torch.empty(shape, dtype=torch.int8, device=device)
                 self._blocks.integers(weight)
                 packed = kernels.pack_w8a8(weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -69,7 +68,7 @@ def generate(
         seed=seed,
     )  # fmt: skip
     records = _read_records(input) if input is not None else []
-    if input is not None and output is not None and _is_same_file(input, output):
+    if input is not None and output is not None and output.exists() and output.samefile(input):
         raise RequestError(f"--output: {output} is the --input; give another file")
     llm = options.load(
         model, tokenizer, tokenizer_mode, config_format, load_format, max_model_len, device,
@@ -169,10 +168,6 @@ def _encode(llm: octavo.LLM, record: dict[str, Any], instruct: bool) -> list[int
     if instruct:
         return llm.tokenizer.encode_chat([{"role": "user", "content": record["prompt"]}], tools)
     return llm.tokenizer.encode(record["prompt"])
-
-
-def _is_same_file(input: Path, output: Path) -> bool:
-    return os.path.exists(output) and os.path.samefile(input, output)
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:

@@ -21,8 +21,9 @@ def test_without_gcc_the_kernels_are_left_out(case: str, tmp_path: Path) -> None
         compiler.chmod(0o755)
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "lib")]
     done = subprocess.run(
-        [*command, "--build-temp", str(tmp_path / "temp")], cwd=ROOT, capture_output=True, text=True,
+        [*command, "--build-temp", str(tmp_path / "temp")],
         env=os.environ | {"CC": str(compiler), "CXX": str(compiler)},
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = "does not run" if case == "missing" else "is clang; on Linux the kernels need g++"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from octavo.errors import RequestError, TokenizerError
 # Newest first; V3-Tekken is Ministral's, the sentencepiece ones are those of older 7B models.
 FILES = ("tekken.json", "tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.v1")
 V3_TEKKEN_VOCAB_SIZE = 131_072
+_SPACE, _BYTE = "▁", re.compile("<0x[0-9A-F]{2}>")  # in the pieces of sentencepiece's vocabularies
 _INCOMPLETE = "\ufffd"  # what decoding yields for a character whose bytes are not all there,
 _N_OPEN = 3  # at most so many times: sentencepiece yields one for each of its bytes
 
@@ -38,12 +41,14 @@ class Tokenizer:
     Attributes:
         mistral: the mistral-common tokenizer underneath.
         path: the file it came from.
+        is_tekken: of Tekken's kind; texts of sentencepiece's lose a space that leads them.
     """
 
     def __init__(self, mistral: MistralTokenizer, path: Path) -> None:
         self.mistral = mistral
         self.path = path
         self._base: Any = mistral.instruct_tokenizer.tokenizer
+        self.is_tekken = hasattr(self._base, "id_to_byte_piece")
         self.vocab_size: int = self._base.n_words
         self.bos_id: int = self._base.bos_id
         self.eos_id: int = self._base.eos_id
@@ -197,13 +202,26 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Text of the ids; control tokens such as </s> are left out unless `special`."""
+        if special and not self.is_tekken:  # the library would give pieces, not text
+            return "".join(
+                "".join(map(self._base.id_to_piece, run)) if is_control else self.decode(list(run))
+                for is_control, run in groupby(token_ids, self.is_control)
+            )
         policy = SpecialTokenPolicy.KEEP if special else SpecialTokenPolicy.IGNORE
         return self._base.decode(list(token_ids), special_token_policy=policy)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text; a control token's name."""
-        piece: bytes = self._base.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
-        return piece
+        if self.is_tekken:
+            return bytes(self._base.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP))
+        piece: str = self._base.id_to_piece(token_id)
+        if _BYTE.fullmatch(piece):
+            return bytes.fromhex(piece[3:5])
+        return piece.replace(_SPACE, " ").encode()
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether a token is markup such as [INST], and no part of a text."""
+        return bool(self._base.is_special(token_id))
 
     def _special(self, name: str) -> int | None:
         try:

@@ -19,6 +19,7 @@ from octavo.cache import PAGE_SIZE, CacheLayout
 from octavo.cache.planner import working_bytes
 from octavo.checkpoint import DEMO
 from octavo.engine.decode import decode_bytes
+from octavo.engine.defaults import default_num_seqs
 from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.tokenizer import Tokenizer
@@ -432,3 +433,8 @@ def test_random_requests_and_aborts_leave_nothing_behind(demo: LLM) -> None:
         assert output.finished
     stats = made.stats()
     assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+
+
+def test_how_many_answers_are_made_at_once_follows_the_device(demo: LLM) -> None:
+    assert demo.engine.max_num_seqs == default_num_seqs(demo.model.device) == 16
+    assert default_num_seqs(torch.device("cuda:1")) == 64

@@ -15,7 +15,7 @@ from octavo.config import parse_bytes
 from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS
 from octavo.errors import ConfigError, OctavoError
 
-SERVED_NUM_SEQS = 64  # more than one caller's, which `LLM` is made for
+SERVED_NUM_SEQS = 64  # a caller's own engine takes fewer on a CPU
 KEYS_VARIABLE = "OCTAVO_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # As browsers send it: no path, small letters; `null` is a page's that was opened from a file.

@@ -37,6 +37,15 @@ class Stdout(io.TextIOWrapper):
             ) from None
 
 
+class Closed(io.TextIOBase):
+    """Stands for a standard output that was closed before this began (`>&-`)."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str, /) -> int:
+        raise OctavoError("standard output: is closed; write to a file, or to /dev/null")
+
+
 @contextmanager
 def checked_stdout() -> Iterator[None]:
     """While it lasts, stdout is a `Stdout`; all that was written is out when it ends.
@@ -44,7 +53,11 @@ def checked_stdout() -> Iterator[None]:
     Characters that its encoding has not are escaped, as they are on stderr.
     """
     given = sys.stdout
-    if not isinstance(given, io.TextIOWrapper):  # closed, or a caller's own
+    if given is None:
+        with redirect_stdout(Closed()):
+            yield
+        return
+    if not isinstance(given, io.TextIOWrapper):  # a caller's own
         yield
         return
     given.flush()

@@ -17,7 +17,7 @@ from octavo.engine.choose import Turn, choose, choose_adjusted, pick
 from octavo.engine.constraint import Constraint
 from octavo.engine.decode import DecodeSteps, decode_bytes, decode_steps
 from octavo.engine.decode_graph import DecodeGraphs
-from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, default_num_seqs
 from octavo.engine.outputs import Logprob, RequestOutput
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
@@ -62,7 +62,7 @@ class Engine:
         eos_id: ends an answer; None takes the tokenizer's.
         max_model_len: tokens of prompt and answer together; None is the model's context, or as much
             of it as fits.
-        max_num_seqs: answers in the making at once.
+        max_num_seqs: answers in the making at once; None is 64 on a GPU, 16 elsewhere.
         max_num_batched_tokens: tokens in one forward pass, which bounds its memory and how long a
             long prompt can delay the answers that are being written.
         memory: bytes of the model's device for weights, cache and all else; None takes most of what
@@ -88,7 +88,7 @@ class Engine:
         *,
         eos_id: int | None = None,
         max_model_len: int | None = None,
-        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_seqs: int | None = None,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         memory: int | None = None,
         kv_cache_dtype: str = "auto",
@@ -105,6 +105,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.eos_id = tokenizer.eos_id if eos_id is None and tokenizer else eos_id
+        max_num_seqs = max_num_seqs or default_num_seqs(model.device)
         # Fewer would leave some of the running answers without their one token a step.
         max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
         layout = CacheLayout.of(model.config, kv_dtype(kv_cache_dtype, model.dtype))

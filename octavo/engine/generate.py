@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, default_num_seqs
 from octavo.engine.engine import Engine, check_positive
 from octavo.engine.sampling_params import SamplingParams
 from octavo.model import Transformer
@@ -55,7 +55,7 @@ def generate(
     engine = Engine(
         model,
         eos_id=eos_id,
-        max_num_seqs=min(chunk_size, MAX_NUM_SEQS),
+        max_num_seqs=min(chunk_size, default_num_seqs(model.device)),
         max_num_batched_tokens=chunk_size,
     )
     request_ids = [engine.add_request(list(prompt), params) for prompt in encoded_prompts]

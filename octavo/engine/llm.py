@@ -15,7 +15,7 @@ from octavo.cache.planner import check_budget, default_memory
 from octavo.checkpoint import open_checkpoint, resolve_model
 from octavo.config import parse_bytes
 from octavo.device import choose_device, current
-from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from octavo.engine.defaults import MAX_NUM_BATCHED_TOKENS
 from octavo.engine.engine import Engine, check_context, check_positive
 from octavo.engine.outputs import RequestOutput
 from octavo.engine.sampling_params import SamplingParams
@@ -42,7 +42,7 @@ class LLM:
         device: `cpu`, `cuda`, `cuda:1`, or `auto`, which is a GPU if there is one.
         dtype: of weights and computation; `auto` is the checkpoint's.
         attention_pattern: such as `128k,32k,32k,32k`, in place of the checkpoint's own.
-        max_num_seqs: answers in the making at once.
+        max_num_seqs: answers in the making at once; None is 64 on a GPU, 16 elsewhere.
         max_num_batched_tokens: tokens in one forward pass.
         memory: bytes of the device for weights, KV cache and all else, or a text such as `16G`;
             None takes most of what is free.
@@ -71,7 +71,7 @@ class LLM:
         device: torch.device | str = "auto",
         dtype: torch.dtype | str = "auto",
         attention_pattern: str | None = None,
-        max_num_seqs: int = MAX_NUM_SEQS,
+        max_num_seqs: int | None = None,
         max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
         memory: int | str | None = None,
         kv_cache_dtype: str = "auto",

@@ -61,6 +61,7 @@ class TextOffsets:
         self._tokenizer = tokenizer
         self._special = special
         self._offset = start
+        self._leads = not tokenizer.is_tekken  # whether a space is lost if it comes now
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_ids: Sequence[int]) -> list[int]:
@@ -69,8 +70,13 @@ class TextOffsets:
 
     def _add(self, token: int) -> int:
         offset = self._offset
-        text = self._tokenizer.decode([token], special=self._special)
-        piece = self._tokenizer.token_bytes(token) if _PARTIAL in text else text.encode()
+        is_control = self._tokenizer.is_control(token)
+        if is_control and not self._special:
+            return offset
+        piece = self._tokenizer.token_bytes(token)
+        if self._leads:
+            piece = piece.removeprefix(b" ")
+        self._leads = is_control and not self._tokenizer.is_tekken
         self._offset += len(self._decoder.decode(piece))
         return offset
 
@@ -110,11 +116,11 @@ def completion_logprobs(
 
 
 def _top(tokenizer: Tokenizer, token: int, entry: Logprob) -> TopLogprob:
-    text = tokenizer.decode([token], special=True)
+    piece = tokenizer.token_bytes(token)
     return TopLogprob(
-        token=text,
+        token=piece.decode("utf-8", "replace"),
         logprob=max(entry.logprob, LOWEST),
-        bytes=list(tokenizer.token_bytes(token)),
+        bytes=list(piece),
     )
 
 
@@ -124,7 +130,8 @@ def _likeliest(top: list[TopLogprob], count: int) -> list[TopLogprob]:
 
 def _name(tokenizer: Tokenizer, token: int) -> str:
     """A token as a key: its text, or its bytes where they are only a part of a character."""
-    text = tokenizer.decode([token], special=True)
+    piece = tokenizer.token_bytes(token)
+    text = piece.decode("utf-8", "replace")
     if _PARTIAL in text:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(token))
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
     return text

@@ -69,8 +69,9 @@ constexpr int64_t while_weighing(int64_t n) { return W == 16 ? n / 4 : 0; }
 template <typename T>
 class Ahead {
    public:
-    Ahead(const AttentionCall& call, const Piece& piece, const void* tensor, const uint16_t* scales)
-        : call(call), piece(piece), tensor((const T*)tensor), scales(scales) {}
+    // Keys bring the scales of both: a block's weights want those of its values before the values come.
+    Ahead(const AttentionCall& call, const Piece& piece, const void* tensor, bool brings_scales)
+        : call(call), piece(piece), tensor((const T*)tensor), brings_scales(brings_scales) {}
 
     // From here on those of `n` tokens, as far as there are, in neighbouring heads; of several heads also
     // beyond the piece, where the thread's next one begins.
@@ -110,9 +111,11 @@ class Ahead {
         const int64_t n_bytes = n * run.length * call.head_dim * int64_t(sizeof(T));
         at = (const char*)(tensor + run.slot * call.head_dim);
         n_left = (n_bytes + 63) / 64;
-        if (sizeof(T) == 1)
-            for (int64_t i = 0; i < n * run.length; i += 64 / int64_t(sizeof(uint16_t)))
-                fetch_line(scales + run.slot + i);
+        if (brings_scales)
+            for (int64_t i = 0; i < n * run.length; i += 64 / int64_t(sizeof(uint16_t))) {
+                fetch_line(call.key_scales + run.slot + i);
+                fetch_line(call.value_scales + run.slot + i);
+            }
         head += n;
         if (head == heads_end) {
             head = heads_begin;
@@ -124,7 +127,7 @@ class Ahead {
     const AttentionCall& call;
     const Piece& piece;
     const T* const tensor;
-    const uint16_t* const scales;
+    const bool brings_scales;
     int64_t token = 0, last = 0;                       // where it is, and where it ends
     int64_t head = 0, heads_begin = 0, heads_end = 0;  // likewise
     const char* at = nullptr;  // a run's next line,

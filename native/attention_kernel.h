@@ -50,8 +50,8 @@ struct Attend {
           block_keys(is_direct ? DIRECT_BYTES / int64_t(sizeof(T)) : BLOCK_KEYS),
           block_lines(block_keys * D * int64_t(sizeof(T)) / 64),
           scratch(memory, n_rows, D), part(result ? result : scratch.part, n_rows, D),
-          keys_ahead(call, piece, call.keys, call.key_scales),
-          values_ahead(call, piece, call.values, call.value_scales) {}
+          keys_ahead(call, piece, call.keys, HAS_SCALES),
+          values_ahead(call, piece, call.values, false) {}
 
     void run() {
         if (W == 16) {

@@ -130,6 +130,8 @@ OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
 OCTAVO_INLINE Vec greater(Vec a, Vec b) {
 #if defined(OCTAVO_AVX512)
     return (Vec)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b);
+#elif OCTAVO_WIDTH == 8
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return a > b ? a : b;
 #endif

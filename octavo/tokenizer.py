@@ -16,6 +16,7 @@ from mistral_common.exceptions import (
     InvalidToolSchemaException,
     MistralCommonException,
 )
+from mistral_common.protocol.instruct.messages import UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import Tool
 from mistral_common.protocol.instruct.validator import ValidationMode
@@ -294,13 +295,24 @@ def _encode(
     except RequestError:
         raise
     except (InvalidToolException, InvalidToolSchemaException) as error:
-        raise RequestError(f"tools: {_first_problem(error)}") from None
+        at = _first_refused(mistral, offered)
+        raise RequestError(f"tools{at}: {_first_problem(error)}") from None
     except KeyError as error:
         raise RequestError(f"messages: a message lacks the field {error}") from None
     except (
         MistralCommonException, ValueError, TypeError, AttributeError, AssertionError, RuntimeError
     ) as error:  # fmt: skip
         raise RequestError(f"messages: {_first_problem(error)}") from None
+
+
+def _first_refused(mistral: MistralTokenizer, tools: list[Tool]) -> str:
+    """The place, such as `[1]`, of a tool whose name or schema is against the template's rules."""
+    for i, tool in enumerate(tools):
+        try:
+            mistral.encode_chat_completion(_request([UserMessage(content="")], [tool], {}))
+        except (InvalidToolException, InvalidToolSchemaException):
+            return f"[{i}]"
+    return ""
 
 
 def _ends_with_answer(messages: Any) -> bool:

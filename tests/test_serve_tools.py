@@ -174,7 +174,7 @@ def test_vllms_forms_hold_the_answer(client: OpenAI, extra: dict[str, Any], patt
         (
             {"tools": [{"type": "function", "function": {
                 "name": "x", "parameters": {"type": "objekt"}}}]},
-            "tools",
+            "tools[0]",
         ),
         ({"extra_body": {"guided_regex": "("}}, "guided_regex"),
         ({"extra_body": {"guided_choice": []}}, "guided_choice"),

@@ -107,8 +107,15 @@ def test_conversation_the_template_cannot_hold_is_refused(cut: Tokenizer, messag
         ([{"a": 1}], "tools[0]: function: Field required"),
         ([{"type": "function", "function": {"name": "f"}}, 3], "tools[1]: no function with a name"),
         (
-            [{"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}],
-            "tools: Invalid tool schema: 'objekt'",
+            [
+                {"type": "function", "function": {"name": "f"}},
+                {"type": "function", "function": {"name": "g", "parameters": {"type": "objekt"}}},
+            ],
+            "tools[1]: Invalid tool schema: 'objekt'",
+        ),
+        (
+            [{"type": "function", "function": {"name": "two words"}}],
+            "tools[0]: Function name was two words but must be",
         ),
     ],
 )

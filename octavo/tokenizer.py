@@ -22,6 +22,7 @@ from mistral_common.protocol.instruct.tool_calls import Tool
 from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTokens
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from octavo.config import ModelConfig
 from octavo.errors import RequestError, TokenizerError
@@ -49,7 +50,7 @@ class Tokenizer:
         self.mistral = mistral
         self.path = path
         self._base: Any = mistral.instruct_tokenizer.tokenizer
-        self.is_tekken = hasattr(self._base, "id_to_byte_piece")
+        self.is_tekken = isinstance(self._base, Tekkenizer)
         self.vocab_size: int = self._base.n_words
         self.bos_id: int = self._base.bos_id
         self.eos_id: int = self._base.eos_id

@@ -61,7 +61,7 @@ class TextOffsets:
         self._tokenizer = tokenizer
         self._special = special
         self._offset = start
-        self._leads = not tokenizer.is_tekken  # whether a space is lost if it comes now
+        self._leads = True  # whether the next token does: sentencepiece loses its space
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_ids: Sequence[int]) -> list[int]:
@@ -74,9 +74,9 @@ class TextOffsets:
         if is_control and not self._special:
             return offset
         piece = self._tokenizer.token_bytes(token)
-        if self._leads:
+        if self._leads and not self._tokenizer.is_tekken:
             piece = piece.removeprefix(b" ")
-        self._leads = is_control and not self._tokenizer.is_tekken
+        self._leads = is_control
         self._offset += len(self._decoder.decode(piece))
         return offset
 

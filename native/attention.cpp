@@ -4,16 +4,15 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "isa.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace octavo {
 namespace {
 
-constexpr int64_t MOST_ROWS = 384;   // rows a piece, about: so often is a key used that was packed
 constexpr int64_t FEW_QUERIES = 16;  // new tokens of a sequence whose keys are cut into runs
 constexpr int64_t SPLIT_KEYS = 512;  // keys of a run, at least, times the queries: so parts take no
 constexpr int64_t MOST_RUNS = 32;    // more room; of a long context runs are longer instead of more
@@ -25,9 +24,13 @@ const AttentionKernel& kernel_of(int isa) {
         case AVX512: return attention_avx512;
         case AVX_VNNI_EMULATED: return attention_avx_vnni_emulated;
         case AVX512_EMULATED: return attention_avx512_emulated;
+        case AMX_EMULATED: return attention_amx_emulated;
 #endif
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return attention_avx_vnni;
+#endif
+#if defined(OCTAVO_KNOWS_AMX)
+        case AMX: return attention_amx;
 #endif
         default: return attention_portable;
     }
@@ -64,9 +67,9 @@ struct Plan {
 
 // How a sequence is cut depends on its own lengths alone: so its answer does not depend on what else
 // is in the batch, or on the number of threads.
-Plan make_plan(const AttentionCall& call) {
+Plan make_plan(const AttentionCall& call, int64_t most_rows) {
     Plan plan;
-    const int64_t group = call.group(), block = std::max<int64_t>(1, MOST_ROWS / group);
+    const int64_t group = call.group(), block = std::max<int64_t>(1, most_rows / group);
     int64_t first_token = 0;
     for (int64_t s = 0; s < call.n_sequences; s++) {
         const int64_t n_new = call.query_lens[s], past = call.kv_lens[s] - n_new;
@@ -111,43 +114,31 @@ Plan make_plan(const AttentionCall& call) {
     return plan;
 }
 
-// Memory that begins with a line of the cache; it holds whatever it held before.
-struct Memory {
-    explicit Memory(int64_t n_words)
-        : words((float*)operator new(n_words * sizeof(float), LINE_ALIGNMENT)) {}
-    ~Memory() { operator delete(words, LINE_ALIGNMENT); }
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-
-    static constexpr std::align_val_t LINE_ALIGNMENT{LINE * sizeof(float)};
-    float* const words;
-};
-
 void attend(const AttentionCall& call, const AttentionKernel& kernel) {
-    const Plan plan = make_plan(call);
+    const Plan plan = make_plan(call, kernel.most_rows);
     const int64_t n_pieces = plan.pieces.size(), n_merges = plan.merges.size();
     const int64_t n_threads = threads_for(2 * plan.n_scores * call.head_dim, call.n_threads);
     const int64_t at_a_time = plan.pieces_at_a_time(n_threads);
     (void)at_a_time;
-    Memory parts(plan.part_words);
+    const Memory<float> parts(plan.part_words);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
     {
-        Memory scratch(Scratch::words(plan.most_rows, call.head_dim));
+        const Memory<float> scratch(Scratch::words(plan.most_rows, call.head_dim));
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, at_a_time)
 #endif
         for (int64_t i = 0; i < n_pieces; i++) {
-            float* const part = plan.parts[i] < 0 ? nullptr : parts.words + plan.parts[i];
-            kernel.run(call, plan.pieces[i], scratch.words, part);
+            float* const part = plan.parts[i] < 0 ? nullptr : parts.numbers + plan.parts[i];
+            kernel.run(call, plan.pieces[i], scratch.numbers, part);
         }
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
         for (int64_t i = 0; i < n_merges; i++) {
             const Merge& one = plan.merges[i];
-            kernel.merge(call, one.piece, parts.words + one.first_part, one.n_parts);
+            kernel.merge(call, one.piece, parts.numbers + one.first_part, one.n_parts);
         }
     }
 }
@@ -162,7 +153,8 @@ extern "C" int octavo_attention(const octavo::AttentionCall* call, int isa) {
     if (!octavo::runs(isa)) return 1;
     const bool is_float = call->kv_dtype == octavo::FP32 || call->q_dtype == octavo::FP32;
     if (call->kv_dtype != octavo::INT8) isa = octavo::without_bytes(isa);
-    if (isa == octavo::AVX512_EMULATED && call->kv_dtype != octavo::INT8 && is_float) return 1;
+    const bool is_emulated = isa == octavo::AVX512_EMULATED || isa == octavo::AMX_EMULATED;
+    if (is_emulated && call->kv_dtype != octavo::INT8 && is_float) return 1;
     octavo::attend(*call, octavo::kernel_of(isa));
     return 0;
 }

@@ -49,7 +49,8 @@ struct Piece {
 };
 
 constexpr int64_t BLOCK_KEYS = 128;   // keys a step, at most: so seldom are rows' sums moved on
-constexpr int64_t TILE = 6;           // rows whose sums stay in registers
+constexpr int64_t TILE = 6;           // rows whose sums stay in registers,
+constexpr int64_t AMX_TILE = 16;      // and of matrices, see native/amx.h
 constexpr int64_t LINE = 16;          // words of a line of the cache, at which everything begins
 
 constexpr int64_t in_lines(int64_t n_words) { return (n_words + LINE - 1) / LINE * LINE; }
@@ -77,8 +78,8 @@ struct Scratch {
     int32_t* values;      // [words of a block, head_dim]
     float* key_scales;    // [BLOCK_KEYS]
     float* value_scales;  // [BLOCK_KEYS]
-    float* scores;        // [TILE, BLOCK_KEYS]
-    int32_t* weights;     // [TILE, BLOCK_KEYS]
+    float* scores;        // [AMX_TILE, BLOCK_KEYS]
+    int32_t* weights;     // [AMX_TILE, BLOCK_KEYS]
     float* row;           // [head_dim]
     float* part;          // a Part's words
 
@@ -95,8 +96,8 @@ struct Scratch {
         values = (int32_t*)take(BLOCK_KEYS * head_dim);
         key_scales = take(BLOCK_KEYS);
         value_scales = take(BLOCK_KEYS);
-        scores = take(TILE * BLOCK_KEYS);
-        weights = (int32_t*)take(TILE * BLOCK_KEYS);
+        scores = take(AMX_TILE * BLOCK_KEYS);
+        weights = (int32_t*)take(AMX_TILE * BLOCK_KEYS);
         row = take(head_dim);
         part = take(Part::words(n_rows, head_dim));
     }
@@ -112,12 +113,13 @@ struct AttentionKernel {
     void (*run)(const AttentionCall& call, const Piece& piece, float* scratch, float* part);
     // Put a piece together from the parts of its runs of keys, which lie one after another.
     void (*merge)(const AttentionCall& call, const Piece& piece, float* parts, int64_t n_parts);
+    int64_t most_rows;  // of a piece, about: so often is a key used that was packed
 };
 
 extern const AttentionKernel attention_portable;
 #if defined(__x86_64__)
-extern const AttentionKernel attention_avx2, attention_avx_vnni, attention_avx512;
-extern const AttentionKernel attention_avx_vnni_emulated, attention_avx512_emulated;
+extern const AttentionKernel attention_avx2, attention_avx_vnni, attention_avx512, attention_amx;
+extern const AttentionKernel attention_avx_vnni_emulated, attention_avx512_emulated, attention_amx_emulated;
 #endif
 
 }  // namespace octavo

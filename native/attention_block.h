@@ -178,13 +178,13 @@ OCTAVO_INLINE void pack_values(const T* const* tokens, int64_t d, int32_t* panel
     for (int c = 0; c < C; c++) store(panel + (k / Dot::N * C + c) * W, v[c]);
 }
 
-// Keys and values as columns, in panels as wide as `multiply` takes them. Keys' panels are
+// The block's first n keys and values as columns, in panels as wide as `multiply` takes them. Keys' panels are
 // [words of a head][PANEL], and there are BLOCK_KEYS / PANEL; values' are [words of a block][PANEL],
 // and what of D is left over makes narrower ones.
 template <class Dot, typename T>
-__attribute__((noinline)) void pack(const Block<T>& block, int64_t D, const Scratch& scratch) {
+__attribute__((noinline)) void pack(const Block<T>& block, int64_t D, int64_t n, const Scratch& scratch) {
     const int64_t n_words = D / Dot::N;
-    for (int64_t k = 0; k < block.n; k += W)
+    for (int64_t k = 0; k < n; k += W)
         for (int64_t d = 0; d < n_words; d += W) {
             IntVec v[W];
             repeat<W>(OCTAVO_EACH(i) {
@@ -192,12 +192,12 @@ __attribute__((noinline)) void pack(const Block<T>& block, int64_t D, const Scra
             });
             transpose(v);
             int32_t* const panel = scratch.keys + k / PANEL * PANEL * n_words + k % PANEL;
-            const int64_t n = n_words - d;  // or more
+            const int64_t left = n_words - d;  // or more
             repeat<W>(OCTAVO_EACH(i) {
-                if (i < n) store(panel + (d + i) * PANEL, v[i]);
+                if (i < left) store(panel + (d + i) * PANEL, v[i]);
             });
         }
-    for (int64_t k = 0; k < block.n; k += Dot::N)
+    for (int64_t k = 0; k < n; k += Dot::N)
         for (int64_t d = 0; d < D; d += panel_width(d, D)) {
             int32_t* const panel = scratch.values + d * (BLOCK_KEYS / Dot::N);
             if (panel_width(d, D) == PANEL) pack_values<Dot, COLUMNS>(block.values + k, d, panel, k);

@@ -1,6 +1,9 @@
 // One piece of paged attention with an online softmax, written once and built for each instruction
 // set (Milakov & Gimelshein 2018, algorithm 3; Dao et al. 2022, algorithm 1).
 #include "attention_block.h"
+#if defined(OCTAVO_AMX)
+#include "attention_amx.h"
+#endif
 
 namespace octavo {
 namespace {
@@ -12,8 +15,8 @@ constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are n
 // Neighbouring rows that take a block in together.
 struct Tile {
     int64_t row;                  // the first
-    int64_t low[TILE];            // each sees the keys low…high-1 of the block,
-    int64_t high[TILE];
+    int64_t low[AMX_TILE];        // each sees the keys low…high-1 of the block,
+    int64_t high[AMX_TILE];
     int64_t n;                    // of which none sees more than the first n
     float correction[LINE] = {};  // what the sums of earlier blocks are multiplied by,
     float factor[LINE] = {};      // and those of this one
@@ -24,6 +27,11 @@ template <class Dot, typename T>
 struct Attend {
     typedef typename Dot::Sum Sum;
     static constexpr bool HAS_SCALES = sizeof(T) == 1;
+#if defined(OCTAVO_AMX)
+    static constexpr bool HAS_AMX = Matrices<Dot>::ARE_MULTIPLIED;
+#else
+    static constexpr bool HAS_AMX = false;
+#endif
 
     const AttentionCall& call;
     const Piece& piece;
@@ -36,6 +44,7 @@ struct Attend {
     // second-level cache: pages lie one after another, and of longer runs memory gives more (26 GB/s of
     // runs of 2 KiB, 29 of 16 KiB, 30 of 64, 33 of one, on two cores of an AMD EPYC).
     const bool is_direct;
+    const bool is_amx;  // packed blocks are multiplied as matrices
     const int64_t block_keys, block_lines;  // of one head; as many of values
     const Scratch scratch;
     const Part part;
@@ -47,6 +56,7 @@ struct Attend {
         : call(call), piece(piece), D(call.head_dim), group(call.group()),
           head_rows(piece.n_queries * group), n_rows(piece.n_rows(group)), n_words(D / Dot::N),
           stride(in_lines(n_words)), is_direct(head_rows <= TILE),
+          is_amx(HAS_AMX && !is_direct && D % PANEL == 0),
           block_keys(is_direct ? DIRECT_BYTES / int64_t(sizeof(T)) : BLOCK_KEYS),
           block_lines(block_keys * D * int64_t(sizeof(T)) / 64),
           scratch(memory, n_rows, D), part(result ? result : scratch.part, n_rows, D),
@@ -54,6 +64,16 @@ struct Attend {
           values_ahead(call, piece, call.values, false) {}
 
     void run() {
+#if defined(OCTAVO_AMX)
+        if (is_amx) {
+            const amx::Registers registers;
+            return run_blocks();
+        }
+#endif
+        run_blocks();
+    }
+
+    void run_blocks() {
         if (W == 16) {
             start_ahead(piece.key_begin, 0, piece.n_heads);
             keys_ahead.fetch(block_lines * piece.n_heads);
@@ -73,11 +93,17 @@ struct Attend {
         if (W < 16 && is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head, 1);
         find_block(call, piece, begin, block_keys, piece.kv_head + head, block);
         unit = find_scales<Dot>(call, block, scratch);
-        if (!is_direct) pack<Dot>(block, D, scratch);
+        if (is_amx) pack_amx();
+        else if (!is_direct) pack<Dot>(block, D, block.n, scratch);
+        const int64_t tile = is_amx ? AMX_TILE : TILE;
         // A packed block's tiles share what is to be fetched.
-        const int64_t share = block_lines * TILE / head_rows + 1;
-        for (int64_t row = 0; row < head_rows; row += TILE) {
+        const int64_t share = block_lines * tile / head_rows + 1;
+        for (int64_t row = 0; row < head_rows; row += tile) {
             if (!is_direct) keys_ahead.fetch(share), values_ahead.fetch(share);
+            if (is_amx) {
+                take_block_amx(head * head_rows + row, least(tile, head_rows - row));
+                continue;
+            }
             with_number<TILE>(least(TILE, head_rows - row), [&](auto rows) {
                 take_block<rows>(head * head_rows + row);
             });
@@ -146,21 +172,27 @@ struct Attend {
         repeat<N_COLUMNS>(OCTAVO_EACH(c) { store(all + c * W, sums[c]); });
     }
 
-    template <int ROWS>
-    void take_block(int64_t row) const {
-        Tile tile;
+    // The tile of `n` rows from `row` on; whether any of them sees a key of the block.
+    bool find_tile(int64_t row, int64_t n, Tile& tile) const {
         tile.row = row;
-        for (int r = 0; r < ROWS; r++) {
+        for (int64_t r = 0; r < n; r++) {
             const int64_t position = piece.position + (row + r) % head_rows / group - block.begin;
             tile.low[r] = call.window ? within(position - call.window + 1, block.n) : 0;
             tile.high[r] = within(position + 1, block.n);
         }
-        tile.n = tile.high[ROWS - 1];
-        if (tile.low[0] >= tile.n) return;  // before or after what any of them sees
+        tile.n = tile.high[n - 1];
+        return tile.low[0] < tile.n;  // or it is before or after what they see
+    }
+
+    template <int ROWS>
+    void take_block(int64_t row) const {
+        Tile tile;
+        if (!find_tile(row, ROWS, tile)) return;
         if (!is_direct) score<ROWS>(tile);
         else if constexpr (W == 16) score_pairs<ROWS>(tile);
         else score_direct<ROWS>(tile);
-        soften<ROWS>(tile);
+        constexpr int TOGETHER = W == 16 ? ROWS : 1;
+        soften<TOGETHER>(tile, ROWS);
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
@@ -277,25 +309,37 @@ struct Attend {
         store(scratch.scores + r * BLOCK_KEYS + k, scores);
     }
 
+    // A score that was a product, in whose place it is put.
+    OCTAVO_INLINE Vec take_score(int64_t r, int64_t k) const {
+        float* const at = scratch.scores + r * BLOCK_KEYS + k;
+        if (!HAS_SCALES) return load(at);  // it is one
+        const Vec score = __builtin_convertvector(load((const int32_t*)at), Vec) * load(scratch.key_scales + k);
+        store(at, score);
+        return score;
+    }
+
     // Turn scores into weights, relative to the block's greatest; greatest score and total move on.
-    template <int ROWS>
-    void soften(Tile& tile) const {
-        // Rows side by side hide how long a sum takes, where there are registers for them.
-        constexpr int TOGETHER = W == 16 ? ROWS : 1;
-        float own[ROWS], added[ROWS];
-        for (int r = 0; r < ROWS; r += TOGETHER) weigh<TOGETHER>(tile, r, own + r, added + r);
-        for (int r = 0; r < ROWS; r++) {
+    // Rows side by side hide how long a sum takes, where there are registers for them.
+    // Where scores are still products, they become scores first.
+    template <int TOGETHER, bool ARE_PRODUCTS = false>
+    OCTAVO_INLINE void soften(Tile& tile, int64_t rows) const {
+        float own[AMX_TILE], added[AMX_TILE];
+        int64_t first = 0;
+        for (; first + TOGETHER <= rows; first += TOGETHER)
+            weigh<TOGETHER, ARE_PRODUCTS>(tile, first, own + first, added + first);
+        for (; first < rows; first++) weigh<1, ARE_PRODUCTS>(tile, first, own + first, added + first);
+        for (int64_t r = 0; r < rows; r++) {
             const float before = part.highest[tile.row + r];
             const float after = own[r] > before ? own[r] : before;
             part.highest[tile.row + r] = after;
             tile.correction[r] = before - after;
             tile.factor[r] = own[r] - after;
         }
-        for (int r = 0; r < ROWS; r += W) {
+        for (int64_t r = 0; r < rows; r += W) {
             store(tile.correction + r, exp2<false>(load(tile.correction + r)));
             store(tile.factor + r, exp2<false>(load(tile.factor + r)));
         }
-        for (int r = 0; r < ROWS; r++) {
+        for (int64_t r = 0; r < rows; r++) {
             if (own[r] == NEVER) tile.correction[r] = 1.0f, tile.factor[r] = 0.0f;
             float& total = part.total[tile.row + r];
             total = total * tile.correction[r] + added[r] * tile.factor[r];
@@ -304,23 +348,35 @@ struct Attend {
     }
 
     // Weights of the tile's rows first…; each row's greatest score, and its weights' total.
-    template <int ROWS>
-    OCTAVO_INLINE void weigh(const Tile& tile, int first, float* own, float* added) const {
+    template <int ROWS, bool ARE_PRODUCTS>
+    OCTAVO_INLINE void weigh(const Tile& tile, int64_t first, float* own, float* added) const {
         float* const scores = scratch.scores + first * BLOCK_KEYS;
         int32_t* const words = scratch.weights + first * BLOCK_KEYS;
         const float* const value_scales = scratch.value_scales;
         const int64_t n = (tile.n + W - 1) / W * W;
-        for (int r = 0; r < ROWS; r++) {
-            float* const row = scores + r * BLOCK_KEYS;
-            for (int64_t k = 0; k < tile.low[first + r]; k++) row[k] = NEVER;
-            for (int64_t k = tile.high[first + r]; k < n; k++) row[k] = NEVER;
-        }
         Vec most[ROWS], factor[ROWS], shift[ROWS], total[ROWS];
-        repeat<ROWS>(OCTAVO_EACH(r) { most[r] = load(scores + r * BLOCK_KEYS); });
-        for (int64_t k = W; k < n; k += W)
-            repeat<ROWS>(OCTAVO_EACH(r) {
-                most[r] = greater(load(scores + r * BLOCK_KEYS + k), most[r]);
-            });
+        repeat<ROWS>(OCTAVO_EACH(r) { most[r] = splat(NEVER); });
+        // Products become scores. Then what rows do not see is hidden, unless they see all.
+        bool is_seen = ARE_PRODUCTS;
+        for (int r = 0; r < ROWS; r++) is_seen &= tile.low[first + r] == 0 && tile.high[first + r] >= n;
+        if (ARE_PRODUCTS)
+            for (int64_t k = 0; k < n; k += W)
+                repeat<ROWS>(OCTAVO_EACH(r) {
+                    const Vec score = take_score(first + r, k);
+                    most[r] = greater(score, most[r]);
+                });
+        if (!is_seen) {
+            for (int r = 0; r < ROWS; r++) {
+                float* const row = scores + r * BLOCK_KEYS;
+                for (int64_t k = 0; k < tile.low[first + r]; k++) row[k] = NEVER;
+                for (int64_t k = tile.high[first + r]; k < n; k++) row[k] = NEVER;
+            }
+            repeat<ROWS>(OCTAVO_EACH(r) { most[r] = load(scores + r * BLOCK_KEYS); });
+            for (int64_t k = W; k < n; k += W)
+                repeat<ROWS>(OCTAVO_EACH(r) {
+                    most[r] = greater(load(scores + r * BLOCK_KEYS + k), most[r]);
+                });
+        }
         repeat<ROWS>(OCTAVO_EACH(r) {
             const float scale = scratch.query_scales[tile.row + first + r];
             const float highest = largest(most[r]);
@@ -356,14 +412,60 @@ struct Attend {
         multiply<Dot, ROWS, N_COLUMNS, false>(
             scratch.weights, BLOCK_KEYS, (tile.n + Dot::N - 1) / Dot::N, values, sums
         );
-        repeat<ROWS>(OCTAVO_EACH(r) {
-            repeat<N_COLUMNS>(OCTAVO_EACH(c) {
-                float* const all = part.sums + (tile.row + r) * D + d + c * W;
-                const Vec before = load(all) * splat(tile.correction[r]);
-                store(all, before + Dot::floats(sums[r][c]) * splat(tile.factor[r]));
-            });
+        repeat<ROWS>(OCTAVO_EACH(r) { move_on(tile, r, d, sums[r]); });
+    }
+
+    // A row's sums from the element d on, to which the block's are added.
+    template <int N_COLUMNS>
+    OCTAVO_INLINE void move_on(const Tile& tile, int64_t r, int64_t d, const Sum (&sums)[N_COLUMNS]) const {
+        repeat<N_COLUMNS>(OCTAVO_EACH(c) {
+            float* const all = part.sums + (tile.row + r) * D + d + c * W;
+            const Vec before = load(all) * splat(tile.correction[r]);
+            store(all, before + Dot::floats(sums[c]) * splat(tile.factor[r]));
         });
     }
+
+#if defined(OCTAVO_AMX)
+    void pack_amx() const {
+        if constexpr (HAS_AMX) pack<typename Matrices<Dot>::Keys>(block, D, block.room, scratch);
+    }
+
+    void take_block_amx(int64_t row, int64_t rows) const {
+        if constexpr (HAS_AMX) {
+            Tile tile;
+            if (!find_tile(row, rows, tile)) return;
+            for (int64_t k = 0; k < tile.n; k += PANEL)
+                multiply_panel<Dot, true>(
+                    scratch.queries + row * stride, stride, scratch.keys + k * n_words, n_words,
+                    scratch.scores + k, BLOCK_KEYS
+                );
+            const int64_t n = (tile.n + W - 1) / W * W;
+            soften<4, true>(tile, rows);
+            // A register's words are more than a vector's weights.
+            constexpr int64_t DEPTH = amx::WORDS * Dot::N;
+            const int64_t depth = (n + DEPTH - 1) / DEPTH * DEPTH;
+            for (int64_t r = 0; r < rows; r++)
+                memset((char*)(scratch.weights + r * BLOCK_KEYS) + n * 4 / Dot::N, 0, (depth - n) * 4 / Dot::N);
+            float* const products = scratch.scores;  // they are done with
+            for (int64_t d = 0; d < D; d += PANEL) {
+                multiply_panel<Dot, false>(
+                    scratch.weights, BLOCK_KEYS, scratch.values + d * (BLOCK_KEYS / Dot::N),
+                    depth / Dot::N, products, BLOCK_KEYS
+                );
+                for (int64_t r = 0; r < rows; r++) {
+                    Sum sums[COLUMNS];
+                    repeat<COLUMNS>(OCTAVO_EACH(c) {
+                        sums[c] = (Sum)load(products + r * BLOCK_KEYS + c * W);
+                    });
+                    move_on(tile, r, d, sums);
+                }
+            }
+        }
+    }
+#else
+    void pack_amx() const {}
+    void take_block_amx(int64_t, int64_t) const {}
+#endif
 
     // Divide all rows' sums by their totals, into out.
     static void finish(const AttentionCall& call, const Piece& piece, const Part& part) {
@@ -422,6 +524,11 @@ void run(const AttentionCall& call, const Piece& piece, float* scratch, float* p
 
 }  // namespace
 
-const AttentionKernel OCTAVO_KERNEL = {run, merge};
+// By AMX packing takes as long as before, and all else less.
+#if defined(OCTAVO_AMX)
+const AttentionKernel OCTAVO_KERNEL = {run, merge, 768};
+#else
+const AttentionKernel OCTAVO_KERNEL = {run, merge, 384};
+#endif
 
 }  // namespace octavo

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -28,6 +32,21 @@ bool has_avx_vnni() {
     return has && has_avx2();
 }
 #endif
+
+#if defined(OCTAVO_KNOWS_AMX)
+// Its registers are 8 KiB, which Linux keeps only for a process that has asked for them
+// (Documentation/arch/x86/xstate.rst); an older one has no such call, and refuses.
+bool has_amx() {
+    static const bool has = [] {
+        constexpr unsigned BF16 = 1 << 22, TILES = 1 << 24, BYTES = 1 << 25, ALL = BF16 | TILES | BYTES;
+        constexpr int REQUEST = 0x1023, REGISTERS = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        unsigned a, b, c, d;
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & ALL) == ALL && has_avx512() &&
+               has_bf16_products() && !syscall(SYS_arch_prctl, REQUEST, REGISTERS);
+    }();
+    return has;
+}
+#endif
 #endif
 
 #if defined(__aarch64__)
@@ -52,9 +71,13 @@ bool runs(int isa) {
         case AVX512: return has_avx512();
         case AVX_VNNI_EMULATED: return has_avx2();
         case AVX512_EMULATED: return has_avx2();
+        case AMX_EMULATED: return has_avx2();
 #endif
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return has_avx_vnni();
+#endif
+#if defined(OCTAVO_KNOWS_AMX)
+        case AMX: return has_amx();
 #endif
 #if defined(__aarch64__)
         case DOTPROD: return has_dotprod();

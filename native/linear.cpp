@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace octavo {
@@ -18,9 +19,13 @@ const LinearKernels& kernels_of(int isa) {
         case AVX512: return linears_avx512;
         case AVX_VNNI_EMULATED: return linears_avx_vnni_emulated;
         case AVX512_EMULATED: return linears_avx512_emulated;
+        case AMX_EMULATED: return linears_amx_emulated;
 #endif
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return linears_avx_vnni;
+#endif
+#if defined(OCTAVO_KNOWS_AMX)
+        case AMX: return linears_amx;
 #endif
 #if defined(__aarch64__)
         case DOTPROD: return linears_dotprod;
@@ -42,10 +47,10 @@ struct Cut {
     // Blocks of about the same size, and whole tiles where there are several.
     const int64_t height;
 
-    Cut(const W8A8Call& call, int64_t n_threads)
+    Cut(const W8A8Call& call, int64_t n_threads, int64_t tile, int64_t block)
         : call(call), panels(panels_of_piece(call, n_threads)), columns((call.n_panels() + panels - 1) / panels),
-          rows((call.n_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS),
-          height(rows > 1 ? ((call.n_tokens + rows - 1) / rows + 5) / 6 * 6 : BLOCK_TOKENS) {}
+          rows((call.n_tokens + block - 1) / block),
+          height(rows > 1 ? ((call.n_tokens + rows - 1) / rows + tile - 1) / tile * tile : block) {}
 
     int64_t n_pieces() const { return rows * columns; }
 
@@ -64,17 +69,36 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
     int64_t work = 0;
     for (int64_t i = 0; i < all.n_calls; i++) work += all.calls[i].work();
     const int64_t n_threads = threads_for(work, all.calls->n_threads);
+    const W8A8Call& first = *all.calls;
+    const LayOut* const layout = kernels.layout && kernels.layout->serves(first) ? kernels.layout : nullptr;
+    const int64_t block = layout ? layout->block_tokens : BLOCK_TOKENS;
+    const int64_t tile = layout ? layout->tile_tokens : TILE_TOKENS;
     std::vector<Cut> cuts;
     int64_t n_pieces = 0;
     for (int64_t i = 0; i < all.n_calls; i++) {
-        cuts.emplace_back(all.calls[i], n_threads);
+        cuts.emplace_back(all.calls[i], n_threads, tile, block);
         n_pieces += cuts.back().n_pieces();
     }
+    constexpr int64_t ROWS = LayOut::ROWS;
+    const int64_t n_layouts = layout ? (first.n_tokens + ROWS - 1) / ROWS : 0;
+    const Memory<int8_t> laid_out(n_layouts * ROWS * first.n_inputs);
+    const Memory<int32_t> begins(n_layouts * ROWS * PANEL);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
     {
         const std::unique_ptr<W8A8Scratch> scratch(new W8A8Scratch);
+        const Memory<int32_t> sums(BLOCK_PANELS * block * PANEL);
+        scratch->sums = sums.numbers;
+        scratch->laid_out = laid_out.numbers;
+        scratch->begins = begins.numbers;
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+        for (int64_t i = 0; i < n_layouts; i++)
+            layout->run(
+                first, i * ROWS, laid_out.numbers + i * ROWS * first.n_inputs, begins.numbers + i * ROWS * PANEL
+            );
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic)
 #endif
@@ -90,8 +114,8 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
 
 void multiply(const BF16Call& call, const LinearKernels& kernels) {
     if (call.n_tokens == 0) return;
-    std::vector<float> inputs(call.n_tokens * call.apart());
-    kernels.take_inputs(call, inputs.data());
+    const Memory<float> inputs(std::max(call.n_tokens, FEWEST_TOKENS) * call.apart());
+    kernels.take_inputs(call, inputs.numbers);
     const int64_t block = 64;  // outputs
     const int64_t n_blocks = (call.n_outputs + block - 1) / block;
     const int64_t n_threads = threads_for(call.work(), call.n_threads);
@@ -106,7 +130,7 @@ void multiply(const BF16Call& call, const LinearKernels& kernels) {
 #endif
         for (int64_t i = 0; i < n_blocks; i++)
             kernels.bf16(
-                call, inputs.data(), i * block, std::min((i + 1) * block, call.n_outputs), sums.data()
+                call, inputs.numbers, i * block, std::min((i + 1) * block, call.n_outputs), sums.data()
             );
     }
 }

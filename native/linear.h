@@ -27,13 +27,14 @@ struct W8A8Call {
     int64_t work() const { return n_tokens * n_outputs * n_inputs; }  // multiply-adds
 };
 
-// Several calls with the same number of threads: they are shared out as one.
+// Several calls with the same inputs and number of threads: they are shared out as one.
 struct W8A8Calls {
     const W8A8Call* calls;
     int64_t n_calls;
 };
 
 constexpr int64_t BLOCK_TOKENS = 96;    // of a piece: so often is a weight used that was read
+constexpr int64_t TILE_TOKENS = 6;      // pieces of many tokens are a multiple of it
 constexpr int64_t BLOCK_PANELS = 16;    // of a piece: so often is an input used that was widened
 constexpr int64_t BLOCK_INPUTS = 1024;  // a panel's block, 16 KiB, stays in the first-level cache
 
@@ -47,10 +48,21 @@ struct W8A8Piece {
 // of the first-level cache.
 constexpr int64_t APART = 16;
 
-// What a thread works in: its inputs in words of at least two, and its sums.
+// What a thread works in: its inputs in words of at least two, unless all were laid out, and its sums.
 struct W8A8Scratch {
     int32_t inputs[BLOCK_TOKENS * (BLOCK_INPUTS / 2 + APART)];
-    int32_t sums[BLOCK_PANELS * BLOCK_TOKENS * PANEL];  // [panel, token, PANEL]
+    int32_t* sums;            // [BLOCK_PANELS, block of tokens, PANEL]
+    const int8_t* laid_out;   // what a LayOut made of all inputs,
+    const int32_t* begins;    // and what sums begin with
+};
+
+// How inputs are laid out once for all pieces, ROWS tokens at a time; missing ones are zeros.
+struct LayOut {
+    static constexpr int64_t ROWS = 16;
+    bool (*serves)(const W8A8Call& call);
+    // The tokens first… into `to` [ROWS · n_inputs], and what their sums begin with [ROWS, PANEL].
+    void (*run)(const W8A8Call& call, int64_t first, int8_t* to, int32_t* begins);
+    int64_t tile_tokens, block_tokens;  // in place of TILE_TOKENS and BLOCK_TOKENS
 };
 
 // One call of `octavo.kernels.linear` with bf16 weights and few tokens.
@@ -69,6 +81,7 @@ struct BF16Call {
 };
 
 constexpr int64_t INPUT_MULTIPLE = 16;
+constexpr int64_t FEWEST_TOKENS = 8;  // for whose inputs kernels are given room
 
 // What each instruction set implements; AVX-VNNI and DOTPROD the first two, see `without_bytes`.
 struct LinearKernels {
@@ -82,12 +95,14 @@ struct LinearKernels {
     void (*take_inputs)(const BF16Call& call, float* inputs);
     // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
     void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
+    // How `w8a8` wants inputs laid out, or null: then pieces are cut by BLOCK_TOKENS and TILE_TOKENS.
+    const LayOut* layout;
 };
 
 extern const LinearKernels linears_portable;
 #if defined(__x86_64__)
-extern const LinearKernels linears_avx2, linears_avx_vnni, linears_avx512;
-extern const LinearKernels linears_avx_vnni_emulated, linears_avx512_emulated;
+extern const LinearKernels linears_avx2, linears_avx_vnni, linears_avx512, linears_amx;
+extern const LinearKernels linears_avx_vnni_emulated, linears_avx512_emulated, linears_amx_emulated;
 #elif defined(__aarch64__)
 extern const LinearKernels linears_dotprod;
 #endif

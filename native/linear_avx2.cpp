@@ -8,6 +8,8 @@
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_avx2 = {pack_w8, run_w8a8, take_inputs, run_bf16};
+const octavo::LinearKernels octavo::linears_avx2 = {
+    pack_w8, run_w8a8, take_inputs, run_bf16, nullptr
+};
 #include "target_end.h"
 #endif

@@ -7,6 +7,8 @@
 #include "target_avx2.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_avx_vnni_emulated = {pack_w8, run_w8a8, nullptr, nullptr};
+const octavo::LinearKernels octavo::linears_avx_vnni_emulated = {
+    pack_w8, run_w8a8, nullptr, nullptr, nullptr
+};
 #include "target_end.h"
 #endif

@@ -6,6 +6,8 @@
 #include "target_dotprod.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_dotprod = {pack_w8, run_w8a8, nullptr, nullptr};
+const octavo::LinearKernels octavo::linears_dotprod = {
+    pack_w8, run_w8a8, nullptr, nullptr, nullptr
+};
 #include "target_end.h"
 #endif

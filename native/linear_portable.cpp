@@ -5,4 +5,6 @@
 #include "bf16_kernel.h"
 #include "w8a8_kernel.h"
 
-const octavo::LinearKernels octavo::linears_portable = {pack_w8, run_w8a8, take_inputs, run_bf16};
+const octavo::LinearKernels octavo::linears_portable = {
+    pack_w8, run_w8a8, take_inputs, run_bf16, nullptr
+};

@@ -5,6 +5,28 @@
 
 #include "isa.h"
 
+#if defined(OCTAVO_KNOWS_AMX)
+#define OCTAVO_WIDTH 16
+#include "target_avx512.h"
+#include "amx.h"
+
+namespace octavo {
+namespace {
+
+// Multiply-adds of one round: four sums of products of the four matrices that are left.
+int64_t multiply_amx(int64_t rounds) {
+    const amx::Registers registers;
+    repeat<8>(OCTAVO_EACH(i) { amx::clear<i>(); });
+    for (int64_t round = 0; round < rounds; round++)
+        repeat<4>(OCTAVO_EACH(i) { amx::add_signed_signed<i, 4 + i / 2, 6 + i % 2>(); });
+    return 4 * amx::ROWS * amx::WORDS * 4 * amx::WORDS;
+}
+
+}  // namespace
+}  // namespace octavo
+#include "target_end.h"
+#endif
+
 namespace octavo {
 namespace {
 
@@ -120,6 +142,9 @@ Multiply best_multiply() {
 #if defined(__x86_64__)
         case AVX2: return multiply_avx2;
         case AVX512: return multiply_avx512;
+#endif
+#if defined(OCTAVO_KNOWS_AMX)
+        case AMX: return multiply_amx;
 #endif
 #if defined(OCTAVO_KNOWS_AVX_VNNI)
         case AVX_VNNI: return multiply_avx_vnni;

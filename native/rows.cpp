@@ -35,6 +35,6 @@ extern "C" const int64_t octavo_rows_bytes = sizeof(octavo::RowsCall);
 // 0, or 1 where the machine does not have the instructions.
 extern "C" int octavo_rows(const octavo::RowsCall* call, int isa) {
     if (!octavo::runs(isa)) return 1;
-    octavo::run(*call, octavo::kernel_of(octavo::without_bytes(isa)));
+    octavo::run(*call, octavo::kernel_of(octavo::without_products(isa)));
     return 0;
 }

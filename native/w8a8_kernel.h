@@ -114,22 +114,27 @@ void add_tokens(
     }
 }
 
+// Outputs of a piece from its sums, a panel's `apart` after the one before: a token's side by side, so that
+// memory is written in whole lines.
 template <typename T>
-void scale_panel(
-    const W8A8Call& call, const W8A8Piece& piece, int64_t panel, const int32_t* sums
-) {
-    const int64_t first = panel * PANEL, n = least(PANEL, call.n_outputs - first);
-    float factors[PANEL] = {};
+void scale_sums(const W8A8Call& call, const W8A8Piece& piece, const int32_t* sums, int64_t apart) {
+    const int64_t first = piece.first_panel * PANEL;
+    const int64_t n = least(piece.n_panels * PANEL, call.n_outputs - first), whole = n / PANEL * PANEL;
+    float factors[BLOCK_PANELS * PANEL] = {};
     memcpy(factors, call.weight_scale + first, n * sizeof(float));
     for (int64_t t = 0; t < piece.n_tokens; t++) {
         const int64_t token = piece.first_token + t;
-        T results[PANEL];
-        for (int64_t i = 0; i < PANEL; i += W) {
-            const IntVec own = load(sums + t * PANEL + i);
-            const Vec x = __builtin_convertvector(own, Vec) * splat(call.scale[token]);
-            store(results + i, x * load(factors + i));
-        }
-        memcpy((T*)call.out + token * call.n_outputs + first, results, n * sizeof(T));
+        const Vec scale = splat(call.scale[token]);
+        T* const out = (T*)call.out + token * call.n_outputs + first;
+        const auto put = [&](int64_t i, T* to) __attribute__((always_inline)) {
+            const IntVec own = load(sums + i / PANEL * apart + t * PANEL + i % PANEL);
+            store(to, __builtin_convertvector(own, Vec) * scale * load(factors + i));
+        };
+        for (int64_t i = 0; i < whole; i += W) put(i, out + i);
+        if (whole == n) continue;
+        T rest[PANEL];
+        for (int64_t i = 0; i < PANEL; i += W) put(whole + i, rest + i);
+        memcpy(out + whole, rest, (n - whole) * sizeof(T));
     }
 }
 
@@ -160,11 +165,8 @@ void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch
                 call.packed + (piece.first_panel + p) * apart + word * WORD_BYTES, apart, n_panels, n,
                 piece.n_tokens, scratch.sums + p * SUMS);
     }
-    for (int64_t p = 0; p < piece.n_panels; p++) {
-        const int32_t* sums = scratch.sums + p * SUMS;
-        if (call.is_bf16) scale_panel<uint16_t>(call, piece, piece.first_panel + p, sums);
-        else scale_panel<float>(call, piece, piece.first_panel + p, sums);
-    }
+    if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS);
+    else scale_sums<float>(call, piece, scratch.sums, SUMS);
 }
 
 void pack_w8(

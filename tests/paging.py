@@ -41,9 +41,10 @@ def by_triton(q: Tensor, pages: KVPages, page_table: Tensor, *rest: Any) -> Tens
     return out.to(q.device)
 
 
-# Those emulated do what others do to int8, and AVX-512's to bf16 as well, and nothing else.
+# Those emulated do what others do to int8, AVX-512's and AMX's to bf16 as well, and nothing else.
 INT8_NATIVE = {name: partial(by_library, isa) for isa, name in enumerate(library.ISAS)}
 NATIVE = {name: attend for name, attend in INT8_NATIVE.items() if "_emulated" not in name}
+BF16_EMULATED = {name: INT8_NATIVE[name] for name in ("avx512_emulated", "amx_emulated")}
 ATTEND = {"torch": paged.attention} | NATIVE
 INT8_ATTEND = {"torch": paged.attention} | INT8_NATIVE
 TRITON = {"triton": by_triton}  # slow in the interpreter: not in every test

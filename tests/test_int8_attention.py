@@ -1,6 +1,6 @@
 """Attention over int8 pages by integer products: close to what fp32 makes of the same pages.
 
-Those emulated are the code for AVX-VNNI and AVX-512 VNNI with its one instruction spelled out.
+Those emulated are the code for AVX-VNNI, AVX-512 VNNI and AMX with their instructions spelled out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ attend_each = pytest.mark.parametrize("attend", INT8_ATTEND.values(), ids=INT8_A
 EVERY = INT8_ATTEND | TRITON
 attend_every = pytest.mark.parametrize("attend", EVERY.values(), ids=EVERY.keys())
 INT8_PRODUCTS = INT8_NATIVE | TRITON
-EIGHT_BITS = [INT8_NATIVE[name] for name in library.ISAS if "vnni" in name or "512" in name]
+EIGHT_BIT_ISAS = [name for name in library.ISAS if "vnni" in name or "512" in name or "amx" in name]
+EIGHT_BITS = [INT8_NATIVE[name] for name in EIGHT_BIT_ISAS]
 product_each = pytest.mark.parametrize("attend", INT8_PRODUCTS.values(), ids=INT8_PRODUCTS.keys())
 native_each = pytest.mark.parametrize("attend", INT8_NATIVE.values(), ids=INT8_NATIVE.keys())
 
@@ -46,12 +47,13 @@ def relative_error(attend: Attend, *batch: Any) -> float:
 @attend_each
 @pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 8, 9, 30])
 @pytest.mark.parametrize("longest_chunk", [1, 4, 40])
+@pytest.mark.parametrize("head_dim", [32, 64])
 def test_it_is_close_to_its_definition(
-    attend: Attend, window: int | None, longest_chunk: int
+    attend: Attend, head_dim: int, window: int | None, longest_chunk: int
 ) -> None:
     generator = torch.Generator().manual_seed(longest_chunk)
     for group in (1, 2, 3, 4, 8):
-        q, pages, *rest = random_batch(generator, longest_chunk, group)
+        q, pages, *rest = random_batch(generator, longest_chunk, group, head_dim)
         assert relative_error(attend, q, quantised(pages), *rest, window) < 0.01
 
 
@@ -118,10 +120,11 @@ def test_scales_far_apart(attend: Attend) -> None:
 
 @product_each
 @pytest.mark.parametrize("window", [None, 6])
-def test_it_reads_no_other_slot(attend: Attend, window: int | None) -> None:
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_it_reads_no_other_slot(attend: Attend, head_dim: int, window: int | None) -> None:
     generator = torch.Generator().manual_seed(2)
     for longest_chunk in (1, 30):
-        q, pages, *rest = random_batch(generator, longest_chunk, 2)
+        q, pages, *rest = random_batch(generator, longest_chunk, 2, head_dim)
         batch: Any = (q, quantised(pages), *rest)
         before = attend(*batch, window)
         poison_all_but(batch, window, float("nan"))

@@ -22,7 +22,8 @@ from octavo.schemes import SCHEMES
 pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = [
     (1, 1, 16), (1, 100, 64), (2, 33, 48), (5, 70, 9000), (7, 128, 2048), (9, 300, 100),
-    (13, 16, 1040), (24, 40, 4096), (200, 50, 96),
+    (13, 16, 1040), (24, 40, 4096), (200, 50, 96), (4, 16, 64), (40, 90, 192), (70, 530, 2112),
+    (600, 40, 64),
 ]  # fmt: skip
 each_isa = pytest.mark.parametrize("isa", range(len(library.ISAS)), ids=library.ISAS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -146,7 +147,18 @@ def test_onednn_is_used_only_where_it_is_exact() -> None:
 
 @each_isa
 @pytest.mark.parametrize(
-    "shape", [(1, 5, 16), (3, 9, 4096), (4, 64, 128), (5, 7, 48), (17, 130, 2080), (32, 70, 256)]
+    "shape",
+    [
+        (1, 5, 16),
+        (3, 9, 4096),
+        (4, 64, 128),
+        (5, 7, 48),
+        (17, 130, 2080),
+        (32, 70, 256),
+        (20, 176, 96),
+        (1, 16, 32),
+        (64, 80, 160),
+    ],
 )
 def test_few_tokens_by_bf16_weights(shape: tuple[int, int, int], isa: int) -> None:
     require(isa)
@@ -176,17 +188,15 @@ def test_a_packed_linear_computes_what_it_did() -> None:
     assert torch.equal(module(quantized.quantize_per_token(x)), module(x))
 
 
-@pytest.mark.parametrize("has_amx", [False, True])
-def test_onednn_multiplies_where_there_is_amx(
-    has_amx: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("isa", [None, 0])
+def test_onednn_multiplies_where_the_library_does_not(
+    isa: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "multiplies_tiles", lambda: has_amx)
-    monkeypatch.setattr(onednn, "usable", lambda: True)
-    monkeypatch.setattr(linear, "best_isa", lambda: 0)
-    weight = random_linear((1, 24, 64))[1]
-    packed = w8a8.pack_w8a8(weight)
     require(0)
-    assert isinstance(packed, onednn.OneDNNWeight if has_amx else linear.PanelWeight)
+    monkeypatch.setattr(onednn, "usable", lambda: True)
+    monkeypatch.setattr(linear, "best_isa", lambda: isa)
+    packed = w8a8.pack_w8a8(random_linear((1, 24, 64))[1])
+    assert isinstance(packed, onednn.OneDNNWeight if isa is None else linear.PanelWeight)
 
 
 def test_an_odd_number_of_inputs_has_only_the_definition() -> None:

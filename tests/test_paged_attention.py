@@ -17,7 +17,7 @@ from octavo.kernels.cpu import attention, library
 from octavo.kernels.kv_pages import KVPages
 from tests.paging import (
     ATTEND,
-    INT8_NATIVE,
+    BF16_EMULATED,
     NATIVE,
     PAGE,
     TRITON,
@@ -81,21 +81,25 @@ def test_long_contexts(attend: Attend, n_queries: int, n_keys: int, window: int 
 
 
 @pytest.mark.parametrize(
-    "attend", [*EVERY.values(), INT8_NATIVE["avx512_emulated"]], ids=[*EVERY, "avx512_emulated"]
+    "attend", (EVERY | BF16_EMULATED).values(), ids=(EVERY | BF16_EMULATED).keys()
 )
+@pytest.mark.parametrize("window", [None, 1, 9, 25])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
-def test_head_sizes_and_bf16(attend: Attend, head_dim: int) -> None:
+def test_head_sizes_and_bf16(attend: Attend, head_dim: int, window: int | None) -> None:
     generator = torch.Generator().manual_seed(6)
     # Triton's interpreter cuts off bits where a GPU rounds.
     atol = 2**-7 if attend is by_triton else 2**-8
     for longest_chunk in (1, 20):
         q, pages, *rest = random_batch(generator, longest_chunk, 4, head_dim)
         halved = KVPages(pages.keys.bfloat16(), pages.values.bfloat16())
-        batch: Any = (q.bfloat16(), halved, *rest, 25)
-        expected = paged.attention_reference(*batch)
-        result = attend(*batch)
+        batch: Any = (q.bfloat16(), halved, *rest)
+        expected = paged.attention_reference(*batch, window)
+        result = attend(*batch, window)
         assert result.dtype == torch.bfloat16
         assert torch.allclose(result.float(), expected.float(), atol=atol, rtol=2**-7)
+        # In PyTorch a probability of 0 times NaN is NaN.
+        poison_all_but(batch, window, 1e9 if attend is paged.attention else float("nan"))
+        assert torch.equal(attend(*batch, window), result)
 
 
 @attend_every

@@ -28,7 +28,8 @@ logger = logging.getLogger("octavo")
 
 # By their numbers in native/isa.h; those emulated are for tests.
 ISAS = (
-    "portable", "avx2", "avx_vnni", "avx512", "dotprod", "avx_vnni_emulated", "avx512_emulated",
+    "portable", "avx2", "avx_vnni", "avx512", "amx", "dotprod", "avx_vnni_emulated",
+    "avx512_emulated", "amx_emulated",
 )  # fmt: skip
 FLOATS = (torch.float32, torch.bfloat16)  # that the library computes with
 # Who is told of calls: where the function is, its arguments, and the instructions.

@@ -25,12 +25,11 @@ def pack_w8a8(weight: Tensor) -> PackedWeight | None:
     Returns:
         The packed weight, which is a copy; None where only the definition serves.
     """
-    by_panels = PanelWeight.serves(weight) and linear.best_isa() is not None
-    if by_panels and not onednn.multiplies_tiles():
+    if PanelWeight.serves(weight) and linear.best_isa() is not None:
         return PanelWeight(weight)
     if OneDNNWeight.serves(weight) and onednn.usable():
         return OneDNNWeight(weight)
-    return PanelWeight(weight) if by_panels else None
+    return None
 
 
 def linear_w8a8(

@@ -4,7 +4,7 @@ The product itself is near the limit of CPUs with VNNI. But a scale for each tok
 multiplied in afterwards: with that, on two cores of an AMD EPYC with AVX-512 VNNI, a weight of
 12,288 x 4,096 takes 2.5 ms for one token and 83 ms for 512, and by octavo's own product
 (`native/w8a8_kernel.h`) 1.5 and 65 ms, which is exact in bf16 besides. On two cores of an Intel
-Xeon with AMX it is 1.4 and 28 ms, and by octavo's own (`native/w8a8_amx.h`) 1.1 and 9.
+Xeon with AMX it is 2 and 30 ms, and by octavo's own (`native/w8a8_amx.h`) 1.2 and 12.
 
 They are PyTorch's own and not public, so they are tried before they are trusted. Where the CPU has
 no VNNI they compute wrong: sums of two products saturate at 32,767. With int8 instead of uint8

@@ -121,7 +121,7 @@ def test_sampled_answers_follow_their_grammar(demo: LLM) -> None:
 
 def test_any_json_object(demo: LLM) -> None:
     params = SamplingParams(
-        n=4,
+        n=16,
         seed=0,
         max_tokens=100,
         temperature=0.4,

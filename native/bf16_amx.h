@@ -63,10 +63,10 @@ void run_bf16_amx(const BF16Call& call, const float* inputs, int64_t first, int6
     if (!multiplies_tiles(call)) return run_bf16(call, inputs, first, stop, sums);
     const amx::Registers registers;
     for (; first < stop; first += amx::ROWS)
-        for (int64_t token = 0; token < call.n_tokens; token += 2 * amx::ROWS) {
-            const auto dot = call.n_tokens - token > amx::ROWS ? dot_amx<2> : dot_amx<1>;
-            dot(call, (const int32_t*)inputs, first, token);
-        }
+        for (int64_t token = 0; token < call.n_tokens; token += 2 * amx::ROWS)
+            with_number<2>((call.n_tokens - token + amx::ROWS - 1) / amx::ROWS, [&](auto tiles) {
+                dot_amx<tiles>(call, (const int32_t*)inputs, first, token);
+            });
 }
 
 }  // namespace

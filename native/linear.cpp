@@ -92,13 +92,16 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
         scratch->sums = sums.numbers;
         scratch->laid_out = laid_out.numbers;
         scratch->begins = begins.numbers;
+        if (layout) {  // else the threads need not wait for each other before they begin
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
-        for (int64_t i = 0; i < n_layouts; i++)
-            layout->run(
-                first, i * ROWS, laid_out.numbers + i * ROWS * first.n_inputs, begins.numbers + i * ROWS * PANEL
-            );
+            for (int64_t i = 0; i < n_layouts; i++)
+                layout->run(
+                    first, i * ROWS, laid_out.numbers + i * ROWS * first.n_inputs,
+                    begins.numbers + i * ROWS * PANEL
+                );
+        }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic)
 #endif

@@ -82,15 +82,16 @@ void run_w8a8_amx(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scr
             const int8_t* const inputs = scratch.laid_out + piece.first_token * K + k * amx::ROWS;
             int32_t* const sums = scratch.sums + p * SUMS_AMX;
             for (int64_t r = 0; r < n_tiles; r += 2) {
-                const auto add = n_tiles - r > 1 ? panels > 1 ? add_amx<2, 2> : add_amx<2, 1>
-                                 : panels == 4   ? add_amx<1, 4>
-                                 : panels == 3   ? add_amx<1, 3>
-                                 : panels == 2   ? add_amx<1, 2>
-                                                 : add_amx<1, 1>;
-                add(inputs + r * tile, tile, weights, apart, n,
-                    is_used_once ? PREFETCH : side * apart + r / 2 * n * n_lines * 64, n_lines,
-                    k ? nullptr : scratch.begins + (piece.first_token + r * amx::ROWS) * PANEL,
-                    sums + r * amx::ROWS * PANEL);
+                const auto add = [&](auto rows, auto n_side) {
+                    add_amx<rows, n_side>(
+                        inputs + r * tile, tile, weights, apart, n,
+                        is_used_once ? PREFETCH : side * apart + r / 2 * n * n_lines * 64, n_lines,
+                        k ? nullptr : scratch.begins + (piece.first_token + r * amx::ROWS) * PANEL,
+                        sums + r * amx::ROWS * PANEL
+                    );
+                };
+                if (n_tiles - r > 1) with_number<2>(panels, [&](auto i) { add(Number<2>(), i); });
+                else with_number<4>(panels, [&](auto i) { add(Number<1>(), i); });
             }
         }
     if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS_AMX);

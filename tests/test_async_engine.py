@@ -241,7 +241,9 @@ def test_an_engine_that_cannot_recover_says_so_to_everybody(llm: LLM) -> None:
         engine = AsyncEngine(held)
         held.abort = lambda request_id: None  # type: ignore[method-assign]
         held.failures.append(ValueError("a bug"))
+        held.may_step.clear()  # a worker that has ended takes no more requests
         requests = [engine.add_request(prompt(llm), PARAMS) for _ in range(4)]
+        held.may_step.set()
         for request in requests:
             with pytest.raises(EngineFailure, match="started again"):
                 await request.result()

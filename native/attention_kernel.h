@@ -175,10 +175,13 @@ struct Attend {
     // The tile of `n` rows from `row` on; whether any of them sees a key of the block.
     bool find_tile(int64_t row, int64_t n, Tile& tile) const {
         tile.row = row;
+        // Its rows are one head's. Divided once: a division takes as long as ten vectors' products.
+        const int64_t of_head = row % head_rows;
+        int64_t position = piece.position + of_head / group - block.begin, of_group = of_head % group;
         for (int64_t r = 0; r < n; r++) {
-            const int64_t position = piece.position + (row + r) % head_rows / group - block.begin;
             tile.low[r] = call.window ? within(position - call.window + 1, block.n) : 0;
             tile.high[r] = within(position + 1, block.n);
+            if (++of_group == group) position++, of_group = 0;
         }
         tile.n = tile.high[n - 1];
         return tile.low[0] < tile.n;  // or it is before or after what they see
@@ -309,13 +312,12 @@ struct Attend {
         store(scratch.scores + r * BLOCK_KEYS + k, scores);
     }
 
-    // A score that was a product, in whose place it is put.
-    OCTAVO_INLINE Vec take_score(int64_t r, int64_t k) const {
-        float* const at = scratch.scores + r * BLOCK_KEYS + k;
-        if (!HAS_SCALES) return load(at);  // it is one
-        const Vec score = __builtin_convertvector(load((const int32_t*)at), Vec) * load(scratch.key_scales + k);
-        store(at, score);
-        return score;
+    // Scores that were products, in whose place they are put.
+    static OCTAVO_INLINE Vec take_scores(float* products, const float* key_scales) {
+        if (!HAS_SCALES) return load(products);  // they are scores
+        const Vec scores = __builtin_convertvector(load((const int32_t*)products), Vec) * load(key_scales);
+        store(products, scores);
+        return scores;
     }
 
     // Turn scores into weights, relative to the block's greatest; greatest score and total move on.
@@ -352,6 +354,7 @@ struct Attend {
     OCTAVO_INLINE void weigh(const Tile& tile, int64_t first, float* own, float* added) const {
         float* const scores = scratch.scores + first * BLOCK_KEYS;
         int32_t* const words = scratch.weights + first * BLOCK_KEYS;
+        const float* const key_scales = scratch.key_scales;
         const float* const value_scales = scratch.value_scales;
         const int64_t n = (tile.n + W - 1) / W * W;
         Vec most[ROWS], factor[ROWS], shift[ROWS], total[ROWS];
@@ -362,8 +365,7 @@ struct Attend {
         if (ARE_PRODUCTS)
             for (int64_t k = 0; k < n; k += W)
                 repeat<ROWS>(OCTAVO_EACH(r) {
-                    const Vec score = take_score(first + r, k);
-                    most[r] = greater(score, most[r]);
+                    most[r] = greater(take_scores(scores + r * BLOCK_KEYS + k, key_scales + k), most[r]);
                 });
         if (!is_seen) {
             for (int r = 0; r < ROWS; r++) {
@@ -418,10 +420,10 @@ struct Attend {
     // A row's sums from the element d on, to which the block's are added.
     template <int N_COLUMNS>
     OCTAVO_INLINE void move_on(const Tile& tile, int64_t r, int64_t d, const Sum (&sums)[N_COLUMNS]) const {
+        float* const all = part.sums + (tile.row + r) * D + d;
+        const Vec correction = splat(tile.correction[r]), factor = splat(tile.factor[r]);
         repeat<N_COLUMNS>(OCTAVO_EACH(c) {
-            float* const all = part.sums + (tile.row + r) * D + d + c * W;
-            const Vec before = load(all) * splat(tile.correction[r]);
-            store(all, before + Dot::floats(sums[c]) * splat(tile.factor[r]));
+            store(all + c * W, load(all + c * W) * correction + Dot::floats(sums[c]) * factor);
         });
     }
 

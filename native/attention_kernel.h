@@ -33,16 +33,20 @@ struct Attend {
     static constexpr bool HAS_AMX = false;
 #endif
 
+    // Without AMX wide vectors are done with a block before memory has sent the next: for them the next
+    // block of all heads is fetched, to the second-level cache, since pages lie one after another and of
+    // longer runs memory gives more (26 GB/s of runs of 2 KiB, 29 of 16 KiB, 30 of 64, 33 of one, on two
+    // cores of an AMD EPYC). Where there is AMX it gives less of that: 23 GB/s for 25, of int8 on two cores
+    // of an Intel Xeon.
+    static constexpr bool BY_PAGES = W == 16 && !HAS_AMX;
+
     const AttentionCall& call;
     const Piece& piece;
     const int64_t D, group, head_rows, n_rows;  // rows of one key head, and of all
     const int64_t n_words, stride;              // words of a query, and from one to the next
     // Of few rows the keys are read once: packing them would cost as much as multiplying them. Then
     // a block's values are fetched while its keys are multiplied, and the next one's keys while its
-    // values are: both, and no more, stay in the first-level cache. Wide vectors are done with a block
-    // before memory has sent the next. For them the next block of all heads is fetched meanwhile, to the
-    // second-level cache: pages lie one after another, and of longer runs memory gives more (26 GB/s of
-    // runs of 2 KiB, 29 of 16 KiB, 30 of 64, 33 of one, on two cores of an AMD EPYC).
+    // values are: both, and no more, stay in the first-level cache.
     const bool is_direct;
     const bool is_amx;  // packed blocks are multiplied as matrices
     const int64_t block_keys, block_lines;  // of one head; as many of values
@@ -74,7 +78,7 @@ struct Attend {
     }
 
     void run_blocks() {
-        if (W == 16) {
+        if (BY_PAGES) {
             start_ahead(piece.key_begin, 0, piece.n_heads);
             keys_ahead.fetch(block_lines * piece.n_heads);
             values_ahead.fetch(block_lines * piece.n_heads);
@@ -88,9 +92,9 @@ struct Attend {
     // A block of one head's keys; all heads have their turn with a block.
     void take_head(int64_t begin, int64_t head) {
         const bool is_end = head + 1 == piece.n_heads;
-        if (W == 16 && head == 0) start_ahead(begin + block_keys, 0, piece.n_heads);
-        if (W < 16) start_ahead(is_end ? begin + block_keys : begin, is_end ? 0 : head + 1, 1);
-        if (W < 16 && is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head, 1);
+        if (BY_PAGES && head == 0) start_ahead(begin + block_keys, 0, piece.n_heads);
+        if (!BY_PAGES) start_ahead(is_end ? begin + block_keys : begin, is_end ? 0 : head + 1, 1);
+        if (!BY_PAGES && is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head, 1);
         find_block(call, piece, begin, block_keys, piece.kv_head + head, block);
         unit = find_scales<Dot>(call, block, scratch);
         if (is_amx) pack_amx();
@@ -199,7 +203,7 @@ struct Attend {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                const Direct<Dot, T> values{block.values, d, W == 16 ? values_ahead : keys_ahead};
+                const Direct<Dot, T> values{block.values, d, BY_PAGES ? values_ahead : keys_ahead};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);
             } else {
@@ -279,7 +283,7 @@ struct Attend {
                 repeat<PAIRS * 4>(OCTAVO_EACH(i) { own[i / 4][i % 4] = Sum{}; });
                 for (int64_t w = 0; w < n_words; w += W) {
                     const int64_t d = w * Dot::N;
-                    keys_ahead.fetch(while_multiplying(8));
+                    (BY_PAGES ? keys_ahead : values_ahead).fetch(while_multiplying(8));
                     IntVec rows[4 * PAIRS];
                     repeat<4 * PAIRS>(OCTAVO_EACH(i) {
                         rows[i] = load(queries + w * 4 * PAIRS + i * W);

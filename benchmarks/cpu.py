@@ -5,9 +5,9 @@
 Each PYTHON is that of an environment of its own (see benchmarks/README.md); without one that peer
 is left out. The models are made in `--work` and used again. Every measurement is a process of its
 own and should have the machine to itself. A machine that others share changes its pace within
-minutes: what takes seconds, decoding and short prompts, is measured in `--rounds` rounds, in turn
-with the peers, and the figure in the middle counts. The figures go to `--json` after every part,
-and at the end into docs/performance.md and docs/performance.png; `--from` writes those again.
+minutes: decoding and prompts are measured in `--rounds` rounds, in turn with the peers, and the
+figure in the middle counts. The figures go to `--json` after every part, and at the end into
+docs/performance.md and docs/performance.png; `--from` writes those again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--decode", type=int, nargs="*", default=[1, 4, 8, 16], help="batches")
     parser.add_argument("--steps", type=int, default=32, help="of decoding")
-    parser.add_argument("--rounds", type=int, default=3, help="of what takes seconds")
+    parser.add_argument("--rounds", type=int, default=3, help="of decoding and prompts")
     parser.add_argument(
         "--context", type=int, default=131_072, help="tokens in all of the long decode; 0: none"
     )
@@ -104,22 +104,22 @@ def measure(options: argparse.Namespace) -> Result:
         "kv": options.kv,
         "chunk": options.chunk,
     }
-    short: dict[str, Part] = {"octavo": short_octavo}
-    long: list[tuple[str, Part]] = [("octavo", long_octavo)]
+    in_turn: dict[str, Part] = {"octavo": octavo_round}
+    once: list[tuple[str, Part]] = [("octavo", octavo_once)]
     if options.llama_python:
-        short[LLAMA] = short_llama
-        long.append((LLAMA, long_llama))
+        in_turn[LLAMA] = llama_round
+        once.append((LLAMA, llama_once))
     if not options.no_alone:
-        long += [("attention", measure_attention), ("prompt_lookup", measure_prompt_lookup)]
+        once += [("attention", measure_attention), ("prompt_lookup", measure_prompt_lookup)]
     if options.vllm_python:  # last: without AVX-512 it takes several times as long as all others
-        short[VLLM] = short_vllm
-        long.append((VLLM, long_vllm))
+        in_turn[VLLM] = vllm_round
+        once.append((VLLM, vllm_once))
     rounds: list[dict[str, Result]] = []
     for _ in range(options.rounds):
-        rounds.append({name: part(options) for name, part in short.items()})
+        rounds.append({name: part(options) for name, part in in_turn.items()})
         result |= middle(rounds)
         write_figures(result, options.json)
-    for name, part in long:
+    for name, part in once:
         result[name] = merged(result.get(name, {}), part(options))
         write_figures(result, options.json)
     return result
@@ -146,10 +146,9 @@ def merged(a: Result, b: Result) -> Result:
     return a | b | both
 
 
-def short_octavo(options: argparse.Namespace) -> Result:
-    """`octavo bench` of short prompts, and decoding after them and at the end of a long context."""
-    prompts = [n for n in options.prefill if n <= LONG]
-    result: Result = {"prefill": {str(n): bench(options, prompt=n, decode=1) for n in prompts}}
+def octavo_round(options: argparse.Namespace) -> Result:
+    """`octavo bench` of prompts, and decoding after them and at the end of a long context."""
+    result: Result = {"prefill": {str(n): read_prompt(options, n) for n in options.prefill}}
     for head in ("int8", "bf16"):
         flags = {"head": head, "prompt": PROMPT, "decode": options.steps}
         result[f"decode_{head}_head"] = {
@@ -167,13 +166,19 @@ def end_of_context(options: argparse.Namespace, **flags: object) -> Result:
     return bench(options, head="int8", prompt=prompt, decode=steps, context=length, **flags)
 
 
-def long_octavo(options: argparse.Namespace) -> Result:
+def read_prompt(options: argparse.Namespace, n_tokens: int, **flags: object) -> Result:
+    """`octavo bench` of one prompt; a long one is read once."""
+    if n_tokens > LONG:
+        flags["rounds"] = 1
+    return bench(options, prompt=n_tokens, decode=1, **flags)
+
+
+def octavo_once(options: argparse.Namespace) -> Result:
     """`octavo bench` in its other settings, and the start with the checkpoint that vLLM loads."""
-    prompts = {str(n): {"prompt": n, "decode": 1, "rounds": 1} for n in options.prefill if n > LONG}
-    result: Result = {"prefill": {n: bench(options, **flags) for n, flags in prompts.items()}}
-    if prompts and options.kv != "bf16":
-        longest = max(prompts, key=int)
-        result["prefill_bf16_kv"] = {longest: bench(options, kv="bf16", **prompts[longest])}
+    result: Result = {}
+    longest = max(options.prefill, default=0)
+    if longest > LONG and options.kv != "bf16":
+        result["prefill_bf16_kv"] = {str(longest): read_prompt(options, longest, kv="bf16")}
     if options.context and options.full:
         result["full_context"] = end_of_context(options, layers=None)
     if options.full:
@@ -200,17 +205,17 @@ def bench(options: argparse.Namespace, **flags: object) -> Result:
     return figures
 
 
-def short_vllm(options: argparse.Namespace) -> Result:
-    """vLLM's speed by short prompts."""
-    prompts = [n for n in options.prefill if n <= LONG]
-    return run_vllm(options, lengths(prompts, options.decode))
+def vllm_round(options: argparse.Namespace) -> Result:
+    """vLLM's speed; by long prompts in a process that is made for such."""
+    short = [n for n in options.prefill if n <= LONG]
+    long = [n for n in options.prefill if n > LONG]
+    speed = run_vllm(options, lengths(short, options.decode))
+    return merged(speed, run_vllm(options, lengths(long, []))) if long else speed
 
 
-def long_vllm(options: argparse.Namespace) -> Result:
-    """By long ones; and its start in a new process, by when it has compiled before."""
-    prompts = [n for n in options.prefill if n > LONG]
-    speed = run_vllm(options, lengths(prompts, [])) if prompts else {}
-    return speed | {"first_token_s": run_vllm(options, ["--start"])["first_token_s"]}
+def vllm_once(options: argparse.Namespace) -> Result:
+    """Its start in a new process, by when it has compiled before."""
+    return {"first_token_s": run_vllm(options, ["--start"])["first_token_s"]}
 
 
 def run_vllm(options: argparse.Namespace, arguments: list[str]) -> Result:
@@ -229,12 +234,12 @@ def run_vllm(options: argparse.Namespace, arguments: list[str]) -> Result:
     return run_to_file(command, env, TIMEOUT)
 
 
-def short_llama(options: argparse.Namespace) -> Result:
+def llama_round(options: argparse.Namespace) -> Result:
     """llama.cpp's speed."""
     return run_llama(options, lengths(options.llama_prefill, options.decode))
 
 
-def long_llama(options: argparse.Namespace) -> Result:
+def llama_once(options: argparse.Namespace) -> Result:
     """Its start."""
     return {"first_token_s": run_llama(options, ["--start"])["first_token_s"]}
 

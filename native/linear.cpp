@@ -81,7 +81,7 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
     }
     constexpr int64_t ROWS = LayOut::ROWS;
     const int64_t n_layouts = layout ? (first.n_tokens + ROWS - 1) / ROWS : 0;
-    const Memory<int8_t> laid_out(n_layouts * ROWS * first.n_inputs);
+    const KeptMemory<int8_t> laid_out(n_layouts * ROWS * first.n_inputs);
     const Memory<int32_t> begins(n_layouts * ROWS * PANEL);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <new>
 
 namespace octavo {
@@ -17,6 +18,33 @@ struct Memory {
 
     static constexpr std::align_val_t LINE_ALIGNMENT{64};
     T* const numbers;
+};
+
+// The same, one at a time, kept for the thread's next call unless it is more than MOST bytes: the system gives
+// much memory anew each time, a page at a time as it is first written, and takes it back.
+template <typename T>
+class KeptMemory {
+   public:
+    static constexpr int64_t MOST = 16 << 20;
+
+    explicit KeptMemory(int64_t n) {
+        static thread_local std::unique_ptr<Memory<T>> kept;
+        static thread_local int64_t n_kept = 0;
+        const bool is_much = n * int64_t(sizeof(T)) > MOST;
+        if (is_much) own.reset(new Memory<T>(n));
+        else if (n > n_kept) {
+            kept.reset();  // before there is another
+            n_kept = 0;
+            kept.reset(new Memory<T>(n));
+            n_kept = n;
+        }
+        numbers = is_much ? own->numbers : n ? kept->numbers : nullptr;
+    }
+
+    T* numbers;
+
+   private:
+    std::unique_ptr<Memory<T>> own;
 };
 
 }  // namespace octavo

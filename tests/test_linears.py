@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +93,24 @@ def test_products_in_one_call_are_those_of_each(
     for found in (results, by_each, mixed, kernels.linears_w8a8(x, packed, scales)):
         assert [each.dtype for each in found] == [dtype] * len(parts)
         assert all(map(torch.equal, found, expected))
+
+
+@each_isa
+def test_inputs_laid_out_in_kept_memory_are_a_calls_and_a_threads_own(isa: int) -> None:
+    require(isa)
+
+    def runs(n_tokens: int, n_inputs: int, times: int = 1, n_outputs: int = 16) -> bool:
+        x, weight, weight_scale = random_linear((n_tokens, n_outputs, n_inputs))
+        tokens = quantized.quantize_per_token(x)
+        expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+        packed = linear.PanelWeight(weight, isa)
+        results = [packed.multiply(tokens, weight_scale) for _ in range(times)]
+        return all(torch.equal(result, expected) for result in results)
+
+    # It grows, is enough, and 16 MiB that are kept are not.
+    assert all(map(runs, [40, 100, 7, 1040, 33], [128, 256, 128, 16_448, 256]))
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(runs, [48, 40], [1024, 1024], [60, 60], [256, 256]))
 
 
 def test_a_hook_sees_its_linears_output_though_they_run_together() -> None:

@@ -11,13 +11,14 @@ namespace octavo {
 // vector or a matrix. They hold whatever the memory held before.
 template <typename T>
 struct Memory {
-    explicit Memory(int64_t n) : numbers((T*)operator new(n * sizeof(T), LINE_ALIGNMENT)) {}
+    explicit Memory(int64_t n) : numbers((T*)operator new(n * sizeof(T), LINE_ALIGNMENT)), size(n) {}
     ~Memory() { operator delete(numbers, LINE_ALIGNMENT); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
     static constexpr std::align_val_t LINE_ALIGNMENT{64};
     T* const numbers;
+    const int64_t size;
 };
 
 // The same, one at a time, kept for the thread's next call unless it is more than MOST bytes: the system gives
@@ -29,16 +30,12 @@ class KeptMemory {
 
     explicit KeptMemory(int64_t n) {
         static thread_local std::unique_ptr<Memory<T>> kept;
-        static thread_local int64_t n_kept = 0;
-        const bool is_much = n * int64_t(sizeof(T)) > MOST;
-        if (is_much) own.reset(new Memory<T>(n));
-        else if (n > n_kept) {
-            kept.reset();  // before there is another
-            n_kept = 0;
-            kept.reset(new Memory<T>(n));
-            n_kept = n;
+        std::unique_ptr<Memory<T>>& place = n * int64_t(sizeof(T)) > MOST ? own : kept;
+        if (!place || place->size < n) {
+            place.reset();  // before there is another
+            place.reset(new Memory<T>(n));
         }
-        numbers = is_much ? own->numbers : n ? kept->numbers : nullptr;
+        numbers = place->numbers;
     }
 
     T* numbers;

@@ -6,86 +6,96 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t PREFETCH_WEIGHTS = 256;  // numbers ahead, of each row
-constexpr int64_t LINE = 32;               // numbers of a cache line
-constexpr int64_t BLOCK_BYTES = 4096;      // of inputs; six tokens' stay in the first-level cache
-constexpr int SIDE = 4;                    // rows side by side,
-constexpr int MANY = IN_REGISTERS / 6;     // and of four tokens or more, which come by six
+constexpr int64_t LINE = 32;                            // numbers of a cache line
+constexpr int SIDE = 4;                                 // rows side by side, at most
+constexpr int MOST_TOKENS = W == 16 ? 16 : 6;           // that a weight meets when it is read
+constexpr int64_t BLOCK_BYTES = W == 16 ? 1536 : 4096;  // of inputs: all tokens' stay in the first-level cache
+constexpr int64_t PREFETCH_WEIGHTS = 512;  // numbers ahead, of rows that are read from end to end,
+constexpr int64_t PREFETCH_ROWS = 8;       // and rows ahead, of those that are read in blocks
 
-// sums[row][token] of ROWS rows, each `apart` after the one before, and TOKENS tokens grow by the
-// inputs first…stop-1. The order of the additions is the same whatever the tile.
+// Tokens in tiles of about the same size. A tile's inputs are [K / step][tokens][step], a step being a vector's:
+// in the order in which they are read.
+struct Tiles {
+    const int64_t n_tokens, n;
+
+    explicit Tiles(int64_t n_tokens) : n_tokens(n_tokens), n((n_tokens + MOST_TOKENS - 1) / MOST_TOKENS) {}
+    int64_t first(int64_t tile) const { return tile * n_tokens / n; }
+};
+
+// sums[token][row] of a tile and ROWS rows, `apart` after one another, grow by the products of n inputs: the
+// first vector of each token is x, and of each row `weight`. The order of the additions is the same whatever
+// the tile.
 template <class Dot, int ROWS, int TOKENS, typename X>
 __attribute__((noinline)) void dot_tile(
-    const BF16Call& call, const X* inputs, int64_t row, int64_t apart, int64_t token, int64_t first,
-    int64_t stop, int64_t ahead, float* sums
+    const X* x, const uint16_t* weight, int64_t K, int64_t apart, int64_t n, int64_t ahead, float* sums,
+    int64_t n_sums
 ) {
     constexpr int64_t STEP = W * Dot::N;  // inputs of a vector
-    const int64_t K = call.n_inputs, step = apart * K;
-    const uint16_t* weight = call.weight + row * K;
-    const X* x = inputs + token * call.apart();
-    Vec own[ROWS][TOKENS];
-    repeat<ROWS * TOKENS>(OCTAVO_EACH(i) { own[i / TOKENS][i % TOKENS] = Vec{}; });
+    constexpr int ALL = ROWS * TOKENS, VECTORS = (ALL + W - 1) / W;
+    const int64_t step = apart * K;
+    Vec own[VECTORS * W];  // beyond ALL none is used
+    repeat<ALL>(OCTAVO_EACH(i) { own[i] = Vec{}; });
     const auto add = [&](int64_t k) __attribute__((always_inline)) {
-        IntVec words[TOKENS];
-        repeat<TOKENS>(OCTAVO_EACH(t) { words[t] = Dot::words(x + t * call.apart() + k, STEP); });
-        repeat<ROWS>(OCTAVO_EACH(r) {
-            const IntVec w = Dot::words(weight + r * step + k, STEP);
-            repeat<TOKENS>(OCTAVO_EACH(t) { own[r][t] = Dot::add(own[r][t], w, words[t]); });
+        IntVec words[ROWS];
+        repeat<ROWS>(OCTAVO_EACH(r) { words[r] = Dot::words(weight + r * step + k, STEP); });
+        repeat<TOKENS>(OCTAVO_EACH(t) {
+            const IntVec inputs = Dot::words(x + k * TOKENS + t * STEP, STEP);
+            repeat<ROWS>(OCTAVO_EACH(r) {
+                own[r * TOKENS + t] = Dot::add(own[r * TOKENS + t], words[r], inputs);
+            });
         });
     };
-    int64_t k = first;
-    for (; k + LINE <= stop; k += LINE) {
+    int64_t k = 0;
+    for (; k + LINE <= n; k += LINE) {
         for (int r = 0; r < ROWS; r++) fetch_line(weight + r * step + k + ahead);
         for (int64_t i = 0; i < LINE; i += STEP) add(k + i);
     }
-    for (; k < stop; k += STEP) add(k);
-    repeat<ROWS * TOKENS>(OCTAVO_EACH(i) {
-        const int r = i / TOKENS, t = i % TOKENS;
-        sums[r * apart * call.n_tokens + token + t] += sum(own[r][t]);
+    for (; k < n; k += STEP) add(k);
+    float all[VECTORS * W];
+    repeat<VECTORS>(OCTAVO_EACH(v) {
+        Vec each[W];
+        repeat<W>(OCTAVO_EACH(i) { each[i] = v * W + i < ALL ? own[v * W + i] : Vec{}; });
+        sum_each<1>(each);
+        store(all + v * W, each[0]);
     });
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS; r++) sums[t * n_sums + r * apart] += all[r * TOKENS + t];
 }
 
-// ROWS rows and all tokens, by tiles of about the same size.
-template <class Dot, int ROWS, typename X>
-void dot_tokens(
-    const BF16Call& call, const X* x, int64_t row, int64_t apart, int64_t first, int64_t stop,
-    float* sums
-) {
-    constexpr int MOST = IN_REGISTERS / ROWS < 6 ? IN_REGISTERS / ROWS : 6;
-    int64_t token = 0, ahead = PREFETCH_WEIGHTS;
-    for (int64_t tiles = (call.n_tokens + MOST - 1) / MOST; tiles > 0; tiles--) {
-        const int64_t n = (call.n_tokens - token + tiles - 1) / tiles;
-        with_number<MOST>(n, [&](auto tokens) {
-            dot_tile<Dot, ROWS, tokens>(call, x, row, apart, token, first, stop, ahead, sums);
-        });
-        // What was read is here, and what comes after it is fetched meanwhile.
-        if (MANY == SIDE) ahead = stop - first;
-        token += n;
-    }
-}
-
-template <class Dot, typename X>
+// sums[token][row] of a tile and the rows first…stop-1. Of few tokens weights are read from end to end, as several
+// runs of memory side by side, see w8a8_kernel.h. Of more they are read in blocks of rows that follow each other:
+// inputs would not stay in the first-level cache.
+template <class Dot, int TOKENS, typename X>
 void sum_products(const BF16Call& call, const X* x, int64_t first, int64_t stop, float* sums) {
-    constexpr int64_t BLOCK_DEPTH = BLOCK_BYTES / int64_t(sizeof(X));
-    const int64_t n = stop - first, T = call.n_tokens, K = call.n_inputs;
-    memset(sums, 0, n * T * sizeof(float));
-    const auto add = [&](auto rows, int64_t row, int64_t apart, int64_t k) {
-        const int64_t k_stop = least(k + BLOCK_DEPTH, K);
-        dot_tokens<Dot, rows>(call, x, first + row, apart, k, k_stop, sums + row * T);
+    constexpr int ROWS = IN_REGISTERS / TOKENS >= SIDE ? SIDE : IN_REGISTERS / TOKENS >= 2 ? 2 : 1;
+    constexpr int64_t DEPTH = BLOCK_BYTES / int64_t(sizeof(X));
+    const int64_t n = stop - first, K = call.n_inputs, groups = n / ROWS;
+    const auto add = [&](auto rows, int64_t row, int64_t apart, int64_t k, int64_t ahead) {
+        dot_tile<Dot, rows, TOKENS>(
+            x + k * TOKENS, call.weight + (first + row) * K + k, K, apart, least(DEPTH, K - k), ahead, sums + row, n
+        );
     };
-    if (T <= 3 || MANY == SIDE) {
-        // Weights are read from end to end, as several runs of memory side by side, see w8a8_kernel.h.
-        const int64_t apart = n / SIDE;
-        for (int64_t row = 0; row < apart; row++)
-            for (int64_t k = 0; k < K; k += BLOCK_DEPTH) add(Number<SIDE>(), row, apart, k);
-        for (int64_t row = SIDE * apart; row < n; row++)
-            for (int64_t k = 0; k < K; k += BLOCK_DEPTH) add(Number<1>(), row, 1, k);
-    } else {
-        for (int64_t k = 0; k < K; k += BLOCK_DEPTH) {
-            int64_t row = 0;
-            for (; row + MANY <= n; row += MANY) add(Number<MANY>(), row, 1, k);
-            for (; row < n; row++) add(Number<1>(), row, 1, k);
-        }
+    if (ROWS == SIDE)
+        for (int64_t row = 0; row < groups; row++)
+            for (int64_t k = 0; k < K; k += DEPTH) add(Number<ROWS>(), row, groups, k, PREFETCH_WEIGHTS);
+    else
+        for (int64_t k = 0; k < K; k += DEPTH)
+            for (int64_t i = 0; i < groups; i++) add(Number<ROWS>(), i * ROWS, 1, k, PREFETCH_ROWS * K);
+    for (int64_t row = groups * ROWS; row < n; row++)
+        for (int64_t k = 0; k < K; k += DEPTH) add(Number<1>(), row, 1, k, PREFETCH_WEIGHTS);
+}
+
+// The same of all tokens.
+template <class Dot, typename X>
+void sum_tiles(const BF16Call& call, const X* inputs, int64_t first, int64_t stop, float* sums) {
+    const int64_t n = stop - first;
+    memset(sums, 0, n * call.n_tokens * sizeof(float));
+    const Tiles tiles(call.n_tokens);
+    for (int64_t i = 0; i < tiles.n; i++) {
+        const int64_t token = tiles.first(i);
+        with_number<MOST_TOKENS>(tiles.first(i + 1) - token, [&](auto tokens) {
+            sum_products<Dot, tokens>(call, inputs + token * call.n_inputs, first, stop, sums + token * n);
+        });
     }
 }
 
@@ -94,13 +104,17 @@ bool multiplies_halves(const BF16Call& call) {
 }
 
 void take_inputs(const BF16Call& call, float* inputs) {
-    for (int64_t t = 0; t < call.n_tokens; t++) {
-        const uint16_t* const row = call.x + t * call.n_inputs;
-        if (multiplies_halves(call))
-            memcpy((uint16_t*)inputs + t * call.apart(), row, call.n_inputs * sizeof *row);
-        else
-            for (int64_t k = 0; k < call.n_inputs; k += W)
-                store(inputs + t * call.apart() + k, load(row + k));
+    const int64_t K = call.n_inputs, step = multiplies_halves(call) ? 2 * W : W;
+    const Tiles tiles(call.n_tokens);
+    for (int64_t i = 0; i < tiles.n; i++) {
+        const int64_t first = tiles.first(i), n = tiles.first(i + 1) - first;
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t k = 0; k < K; k += step) {
+                const uint16_t* const from = call.x + (first + t) * K + k;
+                const int64_t to = first * K + k * n + t * step;
+                if (step == W) store(inputs + to, load(from));
+                else memcpy((uint16_t*)inputs + to, from, 4 * W);
+            }
     }
 }
 
@@ -108,13 +122,14 @@ void run_bf16(
     const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums
 ) {
     if (multiplies_halves(call))
-        sum_products<Halves>(call, (const uint16_t*)inputs, first, stop, sums);
-    else sum_products<Singles>(call, inputs, first, stop, sums);
-    for (int64_t row = 0; row < stop - first; row++)
-        for (int64_t t = 0; t < call.n_tokens; t++) {
+        sum_tiles<Halves>(call, (const uint16_t*)inputs, first, stop, sums);
+    else sum_tiles<Singles>(call, inputs, first, stop, sums);
+    const int64_t n = stop - first;
+    for (int64_t t = 0; t < call.n_tokens; t++)
+        for (int64_t i = 0; i < n; i += W) {
             uint16_t numbers[W];
-            store(numbers, splat(sums[row * call.n_tokens + t]));
-            call.out[t * call.n_outputs + first + row] = numbers[0];
+            store(numbers, load(sums + t * n + i));
+            memcpy(call.out + t * call.n_outputs + first + i, numbers, least(W, n - i) * sizeof *numbers);
         }
 }
 

@@ -117,24 +117,25 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
 
 void multiply(const BF16Call& call, const LinearKernels& kernels) {
     if (call.n_tokens == 0) return;
-    const Memory<float> inputs(std::max(call.n_tokens, FEWEST_TOKENS) * call.apart());
+    const Memory<float> inputs(std::max(call.n_tokens, FEWEST_TOKENS) * call.n_inputs);
     kernels.take_inputs(call, inputs.numbers);
-    const int64_t block = 64;  // outputs
-    const int64_t n_blocks = (call.n_outputs + block - 1) / block;
+    const int64_t n_blocks = (call.n_outputs + BLOCK_OUTPUTS - 1) / BLOCK_OUTPUTS;
     const int64_t n_threads = threads_for(call.work(), call.n_threads);
-    (void)n_threads;
+    // Neighbours, since a block has the next one's first weights fetched.
+    const int64_t at_a_time = std::max<int64_t>(1, n_blocks / (32 * n_threads));
+    (void)at_a_time;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_blocks > 1 && n_threads > 1)
 #endif
     {
-        std::vector<float> sums(block * call.n_tokens);
+        const Memory<float> sums(BLOCK_OUTPUTS * call.n_tokens + LINE_FLOATS);
 #if defined(_OPENMP)
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, at_a_time)
 #endif
-        for (int64_t i = 0; i < n_blocks; i++)
-            kernels.bf16(
-                call, inputs.numbers, i * block, std::min((i + 1) * block, call.n_outputs), sums.data()
-            );
+        for (int64_t i = 0; i < n_blocks; i++) {
+            const int64_t first = i * BLOCK_OUTPUTS, stop = std::min(first + BLOCK_OUTPUTS, call.n_outputs);
+            kernels.bf16(call, inputs.numbers, first, stop, sums.numbers);
+        }
     }
 }
 

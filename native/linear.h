@@ -75,13 +75,13 @@ struct BF16Call {
     int64_t n_inputs;  // a multiple of INPUT_MULTIPLE
     int64_t n_threads;
 
-    // From one token's inputs to the next one's, as kernels are given them: see APART.
-    int64_t apart() const { return n_inputs + 32; }
     int64_t work() const { return n_tokens * n_outputs * n_inputs; }  // multiply-adds
 };
 
 constexpr int64_t INPUT_MULTIPLE = 16;
 constexpr int64_t FEWEST_TOKENS = 8;  // for whose inputs kernels are given room
+constexpr int64_t LINE_FLOATS = 16;   // that a vector of sums may reach beyond them
+constexpr int64_t BLOCK_OUTPUTS = 48;  // of a bf16 product's piece: whole groups of two, three or four
 
 // What each instruction set implements; AVX-VNNI and DOTPROD the first two, see `without_bytes`.
 struct LinearKernels {
@@ -90,10 +90,9 @@ struct LinearKernels {
         const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int64_t panel, int8_t* packed
     );
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
-    // All tokens' inputs as `bf16` reads them, `apart()` numbers after one another: widened, or where there
-    // are products of bf16 as they are.
+    // All tokens' inputs as `bf16` reads them: widened, or where there are products of bf16 as they are.
     void (*take_inputs)(const BF16Call& call, float* inputs);
-    // The outputs first…stop-1 of all tokens, in n_tokens · (stop - first) floats.
+    // The outputs first…stop-1 of all tokens, by n_tokens · (stop - first) + LINE_FLOATS floats.
     void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
     // How `w8a8` wants inputs laid out, or null: then pieces are cut by BLOCK_TOKENS and TILE_TOKENS.
     const LayOut* layout;

@@ -81,7 +81,7 @@ struct BF16Call {
 constexpr int64_t INPUT_MULTIPLE = 16;
 constexpr int64_t FEWEST_TOKENS = 8;  // for whose inputs kernels are given room
 constexpr int64_t LINE_FLOATS = 16;   // that a vector of sums may reach beyond them
-constexpr int64_t BLOCK_OUTPUTS = 48;  // of a bf16 product's piece: whole groups of two, three or four
+constexpr int64_t BLOCK_OUTPUTS = 48;  // of a bf16 product's piece: whole groups of rows, and of a matrix's
 
 // What each instruction set implements; AVX-VNNI and DOTPROD the first two, see `without_bytes`.
 struct LinearKernels {

@@ -31,12 +31,12 @@ namespace {
 #endif
 
 constexpr int W = OCTAVO_WIDTH;
-// Vectors of sums, beside what is added to them: of 32 registers, or of 16.
 #if OCTAVO_WIDTH == 16 || defined(__aarch64__)
-constexpr int IN_REGISTERS = 24;
+constexpr int REGISTERS = 32;
 #else
-constexpr int IN_REGISTERS = 12;
+constexpr int REGISTERS = 16;
 #endif
+constexpr int IN_REGISTERS = REGISTERS / 4 * 3;  // vectors of sums, beside what is added to them
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
 typedef int8_t ByteVec __attribute__((vector_size(4 * W)));  // 4 W of them

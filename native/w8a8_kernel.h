@@ -14,85 +14,151 @@ namespace {
 typedef OCTAVO_INTEGERS Dot;
 
 constexpr int PARTS = PANEL / W;                         // vectors a panel's row of sums
-constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most
+constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most,
+constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE;                       // and of one beside no other
+static_assert(TILE_ONCE <= W8A8Scratch::MOST_ONCE);
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
 constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
+// From one token's block of inputs to the next, in words. Tiles know it when they are compiled, or each
+// row's address would take a register.
+constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART;
 constexpr int64_t WORD_BYTES = PANEL * Dot::N;           // of a panel
-constexpr int64_t LINE_WORDS = 64 / WORD_BYTES;
-constexpr int64_t PREFETCH = 2048;      // bytes ahead of a panel,
-constexpr int64_t PREFETCH_SIDE = 512;  // and of each of several that are read but once
-// From one token's block of inputs to the next, in words: of many tokens, and of one tile's, which have
-// all of the room. Tiles know it when they are compiled, or each row's address would take a register.
-constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART, TILE_STRIDE = BLOCK_TOKENS * BLOCK_STRIDE / TILE;
+constexpr int64_t LINE_BYTES = 64, LINE_WORDS = LINE_BYTES / WORD_BYTES;
+constexpr int64_t PREFETCH = 2048;       // bytes ahead of a panel; where weights are read but once,
+constexpr int64_t PREFETCH_ONCE = 4096;  // of all panels that are side by side,
+constexpr int64_t LINES_ONCE = 8;        // and their lines that are asked for together
 
-// sums[panel][token][PANEL] += inputs · weights over a block of words, for TOKENS tokens and PANELS
-// panels, `apart` bytes from one another.
-//
-// A weight that is used once is read as fast as memory gives it, which is half as fast again for four
-// panels side by side as for one (26 and 39 GB/s on two cores of an AMD EPYC; 42 if nothing else is
-// done): a processor looks ahead in each run of memory by itself.
-//
-// Not inlined: in a caller's loops GCC 12 keeps sums in memory.
-template <int TOKENS, int PANELS, int64_t STRIDE>
-__attribute__((noinline)) void add_tile(
-    const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_words, int64_t ahead,
-    int32_t* sums
-) {
-    constexpr bool IS_SIDE = PANELS > 1 && STRIDE == TILE_STRIDE;
-    const int64_t fetched = ahead ? ahead : IS_SIDE ? PREFETCH_SIDE : PREFETCH;
+// sum + a · the same word in every lane: one instruction, where panels do not share the word.
+OCTAVO_STEP IntVec add_repeated(IntVec sum, IntVec a, const int32_t* word) {
+#if defined(OCTAVO_AVX512)
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*word));
+    return sum;
+#else
+    return Dot::add(sum, a, splat(*word));
+#endif
+}
+
+// Sums of TOKENS tokens and PANELS panels, in registers.
+template <int TOKENS, int PANELS>
+struct TileSums {
     IntVec own[PANELS][TOKENS][PARTS];
-    for (int p = 0; p < PANELS; p++)
-        for (int t = 0; t < TOKENS; t++)
-            for (int i = 0; i < PARTS; i++) own[p][t][i] = load(sums + p * SUMS + t * PANEL + i * W);
-    const auto add_word = [&](int64_t k) __attribute__((always_inline)) {
+
+    // += a word of each panel, `apart` bytes from one another, · one of each token, `stride` words from one another.
+    OCTAVO_INLINE void add(const int8_t* weights, int64_t apart, const int32_t* inputs, int64_t stride) {
         IntVec w[PANELS][PARTS];
         for (int p = 0; p < PANELS; p++)
-            for (int i = 0; i < PARTS; i++)
-                w[p][i] = Dot::packed_words(weights + p * apart + k * WORD_BYTES + i * W * Dot::N);
-        for (int t = 0; t < TOKENS; t++) {
-            const IntVec x = splat(inputs[t * STRIDE + k]);
+            for (int i = 0; i < PARTS; i++) w[p][i] = Dot::packed_words(weights + p * apart + i * W * Dot::N);
+        repeat<TOKENS>(OCTAVO_EACH(t) {
+            if constexpr (PANELS * PARTS == 1) {
+                own[0][t][0] = add_repeated(own[0][t][0], w[0][0], inputs + t * stride);
+                return;
+            }
+            const IntVec x = splat(inputs[t * stride]);
             for (int p = 0; p < PANELS; p++)
                 for (int i = 0; i < PARTS; i++) own[p][t][i] = Dot::add(own[p][t][i], w[p][i], x);
-        }
-    };
+        });
+    }
+
+    OCTAVO_INLINE void put(int32_t* sums) const {
+        repeat<TOKENS>(OCTAVO_EACH(t) {
+            for (int p = 0; p < PANELS; p++)
+                for (int i = 0; i < PARTS; i++) store(sums + p * SUMS + t * PANEL + i * W, own[p][t][i]);
+        });
+    }
+};
+
+// sums[panel][token][PANEL] = begins[token] + inputs · weights, for all tokens of a piece, TOKENS, and PANELS
+// panels; `inputs` are [words][TOKENS].
+//
+// A weight that is used once is read as fast as memory gives it, if several lines of a panel are asked for
+// together: a line of each of four panels in turn took 5 to 14 % longer for one token, 18 % longer for
+// sixteen (two cores of an AMD EPYC, Zen 5). So asked for, it makes little difference how many panels are
+// side by side. (Else it is half as fast again for four as for one: a processor looks ahead in each run of
+// memory by itself.)
+//
+// Not inlined: in a caller's loops GCC 12 keeps sums in memory.
+template <int TOKENS, int PANELS>
+__attribute__((noinline)) void add_once(
+    const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t apart, int64_t n_words, int32_t* sums
+) {
+    constexpr int64_t LINES = LINES_ONCE / PANELS, WORDS = LINES * LINE_WORDS;
+    TileSums<TOKENS, PANELS> tile;
+    repeat<TOKENS>(OCTAVO_EACH(t) {
+        for (int p = 0; p < PANELS; p++)
+            for (int i = 0; i < PARTS; i++) tile.own[p][t][i] = splat(begins[t]);
+    });
+    int64_t k = 0;
+    for (; k + WORDS <= n_words; k += WORDS) {
+        for (int p = 0; p < PANELS; p++)
+            for (int64_t i = 0; i < LINES; i++)
+                fetch_line(weights + p * apart + k * WORD_BYTES + PREFETCH_ONCE / PANELS + i * LINE_BYTES);
+        for (int64_t i = 0; i < WORDS; i++)
+            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + (k + i) * TOKENS, 1);
+    }
+    for (; k < n_words; k++) tile.add(weights + k * WORD_BYTES, apart, inputs + k * TOKENS, 1);
+    tile.put(sums);
+}
+
+// All panels of a piece, two side by side if beside the sums there are registers for their weights.
+template <int TOKENS>
+void add_panels_once(
+    const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t apart, int64_t n_panels,
+    int64_t n_words, int32_t* sums
+) {
+    constexpr int SIDE = 2 * PARTS * (TOKENS + 1) < REGISTERS ? 2 : 1;
+    int64_t p = 0;
+    for (; p + SIDE <= n_panels; p += SIDE)
+        add_once<TOKENS, SIDE>(inputs, begins, weights + p * apart, apart, n_words, sums + p * SUMS);
+    for (; p < n_panels; p++)
+        add_once<TOKENS, 1>(inputs, begins, weights + p * apart, apart, n_words, sums + p * SUMS);
+}
+
+// sums[panel][token][PANEL] += inputs · weights over a block of words, for TOKENS tokens of many and
+// PANELS panels, `apart` bytes from one another. Not inlined, as above.
+template <int TOKENS, int PANELS>
+__attribute__((noinline)) void add_tile(
+    const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_words, int64_t fetched,
+    int32_t* sums
+) {
+    TileSums<TOKENS, PANELS> tile;
+    for (int p = 0; p < PANELS; p++)
+        for (int t = 0; t < TOKENS; t++)
+            for (int i = 0; i < PARTS; i++) tile.own[p][t][i] = load(sums + p * SUMS + t * PANEL + i * W);
     int64_t k = 0;
     for (; PANELS > 1 && k + LINE_WORDS <= n_words; k += LINE_WORDS) {  // a line of each panel
         for (int p = 0; p < PANELS; p++)
             fetch_line(weights + p * apart + k * WORD_BYTES + fetched);
-        for (int64_t i = 0; i < LINE_WORDS; i++) add_word(k + i);
+        for (int64_t i = 0; i < LINE_WORDS; i++)
+            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + k + i, BLOCK_STRIDE);
     }
     for (; k < n_words; k++) {
         fetch_line(weights + k * WORD_BYTES + fetched);
-        add_word(k);
+        tile.add(weights + k * WORD_BYTES, apart, inputs + k, BLOCK_STRIDE);
     }
-    for (int p = 0; p < PANELS; p++)
-        for (int t = 0; t < TOKENS; t++)
-            for (int i = 0; i < PARTS; i++) store(sums + p * SUMS + t * PANEL + i * W, own[p][t][i]);
+    tile.put(sums);
 }
 
-// All panels of a piece, for TOKENS tokens; as many side by side as there are registers for. What is
-// fetched is `ahead` bytes of each panel away, or if that is 0 as near as is good.
-template <int TOKENS, int64_t STRIDE>
+// All panels of a piece, for TOKENS tokens; as many side by side as there are registers for.
+template <int TOKENS>
 void add_panels(
     const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
-    int64_t ahead, int32_t* sums
+    int64_t fetched, int32_t* sums
 ) {
     constexpr int MOST = IN_REGISTERS / PARTS / TOKENS;
     constexpr int SIDE = PARTS > 2 ? 1 : MOST < 4 ? MOST : 4;
     int64_t p = 0;
     for (; p + SIDE <= n_panels; p += SIDE)
-        add_tile<TOKENS, SIDE, STRIDE>(
-            inputs, weights + p * apart, apart, n_words, ahead, sums + p * SUMS
+        add_tile<TOKENS, SIDE>(
+            inputs, weights + p * apart, apart, n_words, fetched, sums + p * SUMS
         );
     for (; p < n_panels; p++)
-        add_tile<TOKENS, 1, STRIDE>(
-            inputs, weights + p * apart, apart, n_words, ahead, sums + p * SUMS
+        add_tile<TOKENS, 1>(
+            inputs, weights + p * apart, apart, n_words, fetched, sums + p * SUMS
         );
 }
 
 // A tile for each number of tokens, so that the compiler knows it; of about the same size, since a
 // small one loads as many weights for fewer sums.
-template <int64_t STRIDE>
 void add_tokens(
     const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
     int64_t n_tokens, int32_t* sums
@@ -100,15 +166,15 @@ void add_tokens(
     // Of tokens that are few, though in several tiles, the first waits for memory and the others do not:
     // they have the next block of weights fetched.
     const bool is_few = n_tokens <= 4 * TILE;
-    int64_t ahead = 0;
+    int64_t fetched = PREFETCH;
     while (n_tokens > 0) {
         const int64_t n_tiles = (n_tokens + TILE - 1) / TILE;
         const int64_t n = (n_tokens + n_tiles - 1) / n_tiles;
         with_number<TILE>(n, [&](auto tokens) {
-            add_panels<tokens, STRIDE>(inputs, weights, apart, n_panels, n_words, ahead, sums);
+            add_panels<tokens>(inputs, weights, apart, n_panels, n_words, fetched, sums);
         });
-        if (is_few) ahead = n_words * WORD_BYTES;
-        inputs += n * STRIDE;
+        if (is_few) fetched = n_words * WORD_BYTES;
+        inputs += n * BLOCK_STRIDE;
         sums += n * PANEL;
         n_tokens -= n;
     }
@@ -138,33 +204,58 @@ void scale_sums(const W8A8Call& call, const W8A8Piece& piece, const int32_t* sum
     }
 }
 
-void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
+// Weights that are used once, read from end to end.
+void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
+    const int64_t K = call.n_inputs, n_words = K / Dot::N, T = piece.n_tokens;
+    if (scratch.laid_out_once != piece.first_token) {  // not for the piece before
+        const int8_t* const q = call.q + piece.first_token * K;
+        auto* to = (Dot::Input*)scratch.inputs;
+        for (int64_t k = 0; k < K; k += Dot::N)
+            for (int64_t t = 0; t < T; t++)
+                for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(q[t * K + k + i]);
+        for (int64_t t = 0; t < T; t++) scratch.begins_once[t] = Dot::begin(q + t * K, K);
+        scratch.laid_out_once = piece.first_token;
+    }
+    const int64_t apart = K * PANEL;
+    with_number<TILE_ONCE>(T, [&](auto tokens) {
+        add_panels_once<tokens>(
+            scratch.inputs, scratch.begins_once, call.packed + piece.first_panel * apart, apart,
+            piece.n_panels, n_words, scratch.sums
+        );
+    });
+}
+
+// Weights that are used often, in blocks that stay in the first-level cache, or with wide tiles, which wait
+// for less, in the second-level one.
+void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     const int64_t K = call.n_inputs, n_words = K / Dot::N, apart = K * PANEL;
     const int8_t* const q = call.q + piece.first_token * K;
+    scratch.laid_out_once = -1;
     for (int64_t t = 0; t < piece.n_tokens; t++) {
         const IntVec begin = splat(Dot::begin(q + t * K, K));
         for (int64_t p = 0; p < piece.n_panels; p++)
             for (int i = 0; i < PARTS; i++) store(scratch.sums + p * SUMS + t * PANEL + i * W, begin);
     }
-    // A weight that is used once is read from end to end; one that is used often, in blocks that stay
-    // in the first-level cache, or with wide tiles, which wait for less, in the second-level one.
-    const bool is_used_once = piece.n_tokens <= TILE;
-    const int64_t block = is_used_once ? TILE_STRIDE : BLOCK_WORDS;
-    const int64_t stride = is_used_once ? TILE_STRIDE : BLOCK_STRIDE;
-    const auto add = is_used_once ? add_tokens<TILE_STRIDE> : add_tokens<BLOCK_STRIDE>;
-    const int64_t n_panels = is_used_once || PARTS == 1 ? piece.n_panels : 1;  // at a time
-    for (int64_t word = 0; word < n_words; word += block) {
-        const int64_t n = least(block, n_words - word);
+    const int64_t n_panels = PARTS == 1 ? piece.n_panels : 1;  // at a time
+    for (int64_t word = 0; word < n_words; word += BLOCK_WORDS) {
+        const int64_t n = least(BLOCK_WORDS, n_words - word);
         for (int64_t t = 0; t < piece.n_tokens; t++) {
             const int8_t* from = q + t * K + word * Dot::N;
-            auto* to = (Dot::Input*)(scratch.inputs + t * stride);
+            auto* to = (Dot::Input*)(scratch.inputs + t * BLOCK_STRIDE);
             for (int64_t i = 0; i < n * Dot::N; i++) to[i] = Dot::Input(from[i]);
         }
         for (int64_t p = 0; p < piece.n_panels; p += n_panels)
-            add(scratch.inputs,
-                call.packed + (piece.first_panel + p) * apart + word * WORD_BYTES, apart, n_panels, n,
-                piece.n_tokens, scratch.sums + p * SUMS);
+            add_tokens(
+                scratch.inputs, call.packed + (piece.first_panel + p) * apart + word * WORD_BYTES, apart,
+                n_panels, n, piece.n_tokens, scratch.sums + p * SUMS
+            );
     }
+}
+
+void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
+    const int64_t words = piece.n_tokens * (call.n_inputs / Dot::N);
+    const bool is_once = piece.n_tokens <= TILE_ONCE && words <= W8A8Scratch::WORDS;
+    (is_once ? multiply_once : multiply_blocks)(call, piece, scratch);
     if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS);
     else scale_sums<float>(call, piece, scratch.sums, SUMS);
 }

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = [
     (1, 1, 16), (1, 100, 64), (2, 33, 48), (5, 70, 9000), (7, 128, 2048), (9, 300, 100),
     (13, 16, 1040), (24, 40, 4096), (200, 50, 96), (4, 16, 64), (40, 90, 192), (70, 530, 2112),
-    (600, 40, 64),
+    (600, 40, 64), (16, 145, 1044), (6, 640, 260),
 ]  # fmt: skip
 each_isa = pytest.mark.parametrize("isa", range(len(library.ISAS)), ids=library.ISAS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -72,6 +72,14 @@ def test_products_give_the_definition_bit_by_bit(
     result = product(tokens, weight, weight_scale)
     assert result.dtype == dtype
     assert torch.equal(result, quantized.linear_w8a8(tokens, weight, weight_scale))
+
+
+@each_isa
+def test_a_last_piece_of_few_tokens_reads_its_own_inputs(isa: int) -> None:
+    x, weight, weight_scale = random_linear((9505, 64, 16))  # 99 pieces of 96 tokens, and one of 1
+    tokens = quantized.quantize_per_token(x)
+    expected = quantized.linear_w8a8(tokens, weight, weight_scale)
+    assert torch.equal(panels(isa, tokens, weight, weight_scale), expected)
 
 
 @each_isa

@@ -73,13 +73,11 @@ class Ahead {
     Ahead(const AttentionCall& call, const Piece& piece, const void* tensor, bool brings_scales)
         : call(call), piece(piece), tensor((const T*)tensor), brings_scales(brings_scales) {}
 
-    // From here on those of `n` tokens, as far as there are, in neighbouring heads; of several heads also
-    // beyond the piece, where the thread's next one begins.
-    void start(int64_t begin, int64_t n, int64_t first_head, int64_t n_heads) {
+    // From here on those of `n` tokens of a head, as far as there are.
+    void start(int64_t begin, int64_t n, int64_t kv_head) {
         token = begin;
-        last = least(begin + n, n_heads > 1 ? call.kv_lens[piece.sequence] : piece.key_end);
-        head = heads_begin = first_head;
-        heads_end = first_head + n_heads;
+        last = least(begin + n, piece.key_end);
+        head = kv_head;
         n_left = 0;
     }
 
@@ -103,24 +101,17 @@ class Ahead {
         take(n_lines);
     }
 
-    // The next run, or a whole page of all heads.
     bool next_run() {
         if (token >= last) return false;
         const Run run = find_run(call, piece, token, last, head);
-        const int64_t n = run.length < call.page_size ? 1 : heads_end - head;
-        const int64_t n_bytes = n * run.length * call.head_dim * int64_t(sizeof(T));
         at = (const char*)(tensor + run.slot * call.head_dim);
-        n_left = (n_bytes + 63) / 64;
+        n_left = (run.length * call.head_dim * int64_t(sizeof(T)) + 63) / 64;
         if (brings_scales)
-            for (int64_t i = 0; i < n * run.length; i += 64 / int64_t(sizeof(uint16_t))) {
+            for (int64_t i = 0; i < run.length; i += 64 / int64_t(sizeof(uint16_t))) {
                 fetch_line(call.key_scales + run.slot + i);
                 fetch_line(call.value_scales + run.slot + i);
             }
-        head += n;
-        if (head == heads_end) {
-            head = heads_begin;
-            token += run.length;
-        }
+        token += run.length;
         return true;
     }
 
@@ -128,10 +119,9 @@ class Ahead {
     const Piece& piece;
     const T* const tensor;
     const bool brings_scales;
-    int64_t token = 0, last = 0;                       // where it is, and where it ends
-    int64_t head = 0, heads_begin = 0, heads_end = 0;  // likewise
-    const char* at = nullptr;  // a run's next line,
-    int64_t n_left = 0;        // and how many it has
+    int64_t head = 0, token = 0, last = 0;  // where it is, and before which token it ends
+    const char* at = nullptr;               // a run's next line,
+    int64_t n_left = 0;                     // and how many it has
 };
 
 // The scales of a block's keys, and what its weights are multiplied by before they are rounded:

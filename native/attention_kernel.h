@@ -33,13 +33,6 @@ struct Attend {
     static constexpr bool HAS_AMX = false;
 #endif
 
-    // Without AMX wide vectors are done with a block of bytes before memory has sent the next: for them the
-    // next block of all heads is fetched, to the second-level cache, since pages lie one after another and of
-    // longer runs memory gives more (26 GB/s of runs of 2 KiB, 29 of 16 KiB, 30 of 64, 33 of one, on two
-    // cores of an AMD EPYC). Where there is AMX it gives less of that: 23 GB/s for 25, of int8 on two cores
-    // of an Intel Xeon. So it does of bf16: 38.9 GB/s for 49.0, on two cores of an AMD EPYC (Zen 5).
-    static constexpr bool BY_PAGES = W == 16 && !HAS_AMX && HAS_SCALES;
-
     const AttentionCall& call;
     const Piece& piece;
     const int64_t D, group, head_rows, n_rows;  // rows of one key head, and of all
@@ -78,11 +71,6 @@ struct Attend {
     }
 
     void run_blocks() {
-        if (BY_PAGES) {
-            start_ahead(piece.key_begin, 0, piece.n_heads);
-            keys_ahead.fetch(block_lines * piece.n_heads);
-            values_ahead.fetch(block_lines * piece.n_heads);
-        }
         take_queries();
         for (int64_t begin = piece.key_begin; begin < piece.key_end; begin += block_keys)
             for (int64_t head = 0; head < piece.n_heads; head++) take_head(begin, head);
@@ -92,9 +80,11 @@ struct Attend {
     // A block of one head's keys; all heads have their turn with a block.
     void take_head(int64_t begin, int64_t head) {
         const bool is_end = head + 1 == piece.n_heads;
-        if (BY_PAGES && head == 0) start_ahead(begin + block_keys, 0, piece.n_heads);
-        if (!BY_PAGES) start_ahead(is_end ? begin + block_keys : begin, is_end ? 0 : head + 1, 1);
-        if (!BY_PAGES && is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head, 1);
+        const int64_t next_begin = is_end ? begin + block_keys : begin;
+        const int64_t next_head = piece.kv_head + (is_end ? 0 : head + 1);
+        keys_ahead.start(next_begin, block_keys, next_head);
+        if (is_direct) values_ahead.start(begin, block_keys, piece.kv_head + head);
+        else values_ahead.start(next_begin, block_keys, next_head);
         find_block(call, piece, begin, block_keys, piece.kv_head + head, block);
         unit = find_scales<Dot>(call, block, scratch);
         if (is_amx) pack_amx();
@@ -112,11 +102,6 @@ struct Attend {
                 take_block<rows>(head * head_rows + row);
             });
         }
-    }
-
-    void start_ahead(int64_t begin, int64_t head, int64_t n_heads) {
-        keys_ahead.start(begin, block_keys, piece.kv_head + head, n_heads);
-        values_ahead.start(begin, block_keys, piece.kv_head + head, n_heads);
     }
 
     void take_queries() const {
@@ -203,7 +188,7 @@ struct Attend {
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
-                const Direct<Dot, T> values{block.values, d, BY_PAGES ? values_ahead : keys_ahead};
+                const Direct<Dot, T> values{block.values, d, keys_ahead};
                 if (is_wide) add_values<ROWS, COLUMNS>(tile, d, values);
                 else add_values<ROWS, 2>(tile, d, values);
             } else {
@@ -283,7 +268,7 @@ struct Attend {
                 repeat<PAIRS * 4>(OCTAVO_EACH(i) { own[i / 4][i % 4] = Sum{}; });
                 for (int64_t w = 0; w < n_words; w += W) {
                     const int64_t d = w * Dot::N;
-                    (BY_PAGES ? keys_ahead : values_ahead).fetch(while_multiplying(8));
+                    values_ahead.fetch(while_multiplying(8));
                     IntVec rows[4 * PAIRS];
                     repeat<4 * PAIRS>(OCTAVO_EACH(i) {
                         rows[i] = load(queries + w * 4 * PAIRS + i * W);

@@ -47,7 +47,10 @@ __attribute__((noinline)) void dot_tile(
     };
     int64_t k = 0;
     for (; k + LINE <= n; k += LINE) {
-        for (int r = 0; r < ROWS; r++) fetch_line(weight + r * step + k + ahead);
+        for (int r = 0; r < ROWS; r++) {
+            const uint16_t* const next = weight + r * step + k + ahead;
+            ahead == PREFETCH_WEIGHTS ? fetch_line(next) : fetch_line_early(next);
+        }
         for (int64_t i = 0; i < LINE; i += STEP) add(k + i);
     }
     for (; k < n; k += STEP) add(k);

@@ -4,6 +4,7 @@
 #define OCTAVO_WIDTH 16
 #define OCTAVO_INTEGERS Quads
 #define OCTAVO_HAS_HALVES true
+#define OCTAVO_AMX
 #include "linear.h"
 #include "target_avx512.h"
 #include "bf16_amx.h"

@@ -127,12 +127,12 @@ __attribute__((noinline)) void add_tile(
     int64_t k = 0;
     for (; PANELS > 1 && k + LINE_WORDS <= n_words; k += LINE_WORDS) {  // a line of each panel
         for (int p = 0; p < PANELS; p++)
-            fetch_line(weights + p * apart + k * WORD_BYTES + fetched);
+            fetch_line_early(weights + p * apart + k * WORD_BYTES + fetched);
         for (int64_t i = 0; i < LINE_WORDS; i++)
             tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + k + i, BLOCK_STRIDE);
     }
     for (; k < n_words; k++) {
-        fetch_line(weights + k * WORD_BYTES + fetched);
+        fetch_line_early(weights + k * WORD_BYTES + fetched);
         tile.add(weights + k * WORD_BYTES, apart, inputs + k, BLOCK_STRIDE);
     }
     tile.put(sums);

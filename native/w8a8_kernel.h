@@ -25,7 +25,7 @@ constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART;
 constexpr int64_t WORD_BYTES = PANEL * Dot::N;           // of a panel
 constexpr int64_t LINE_BYTES = 64, LINE_WORDS = LINE_BYTES / WORD_BYTES;
 constexpr int64_t PREFETCH = 2048;       // bytes ahead of a panel; where weights are read but once,
-constexpr int64_t PREFETCH_ONCE = 4096;  // of all panels that are side by side,
+constexpr int64_t PREFETCH_ONCE = 8192;  // of all panels that are side by side,
 constexpr int64_t LINES_ONCE = 8;        // and their lines that are asked for together
 
 // sum + a · the same word in every lane: one instruction, where panels do not share the word.

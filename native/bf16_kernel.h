@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t LINE = 32;                            // numbers of a cache line
 constexpr int SIDE = 4;                                 // rows side by side, at most
 constexpr int MOST_TOKENS = W == 16 ? 16 : 6;           // that a weight meets when it is read
-constexpr int64_t BLOCK_BYTES = W == 16 ? 1536 : 4096;  // of inputs: all tokens' stay in the first-level cache
+constexpr int64_t BLOCK_BYTES = W == 16 ? 2048 : 4096;  // of inputs: all tokens' stay in the first-level cache
 constexpr int64_t PREFETCH_WEIGHTS = 512;  // numbers ahead, of rows that are read from end to end,
 constexpr int64_t PREFETCH_ROWS = 8;       // and rows ahead, of those that are read in blocks
 

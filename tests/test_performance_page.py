@@ -189,17 +189,21 @@ def test_the_checkpoint_for_all_is_one_that_octavo_reads(tmp_path: Path) -> None
     assert not (tmp_path / "params.json").exists()
 
 
-def test_the_round_in_the_middle_counts_figure_by_figure() -> None:
+def test_the_fastest_round_counts_figure_by_figure() -> None:
     def octavo(prefill: float, decode: float) -> dict[str, Any]:
         run = {"prefill_tok_s": prefill, "decode_tok_s": decode}
         return {"prefill": {"512": run | {"decode": 1}}, "decode": {"1": run | {"decode": 32}}}
 
     rounds = [octavo(5.0, 30.0), octavo(4.0, 10.0), octavo(9.0, 20.0)]
-    middle = cpu.middle(rounds)
-    assert middle["prefill"]["512"] is rounds[0]["prefill"]["512"]
-    assert middle["decode"]["1"] is rounds[2]["decode"]["1"]
-    peers = [{"version": "1", "decode_step_s": {"1": s, "16": -s}} for s in (0.3, 0.1, 0.2)]
-    assert cpu.middle(peers) == {"version": "1", "decode_step_s": {"1": 0.2, "16": -0.2}}
+    fastest = cpu.fastest(rounds)
+    assert fastest["prefill"]["512"] is rounds[2]["prefill"]["512"]
+    assert fastest["decode"]["1"] is rounds[0]["decode"]["1"]
+    peers = [
+        {"version": "1", "decode_step_s": {"1": s, "8": s - 0.25, "16": -s}}
+        for s in (0.3, 0.1, 0.2)
+    ]
+    steps = {"1": 0.1, "8": pytest.approx(0.05), "16": -0.3}
+    assert cpu.fastest(peers) == {"version": "1", "decode_step_s": steps}
 
 
 def test_long_parts_join_the_short_ones() -> None:

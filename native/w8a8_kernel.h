@@ -71,10 +71,9 @@ struct TileSums {
 // panels; `inputs` are [words][TOKENS].
 //
 // A weight that is used once is read as fast as memory gives it, if several lines of a panel are asked for
-// together: a line of each of four panels in turn took 5 to 14 % longer for one token, 18 % longer for
-// sixteen (two cores of an AMD EPYC, Zen 5). So asked for, it makes little difference how many panels are
-// side by side. (Else it is half as fast again for four as for one: a processor looks ahead in each run of
-// memory by itself.)
+// together: a line of each of four panels in turn took 5 to 14 % longer for one token (two cores of an AMD
+// EPYC, Zen 5). So asked for, it makes little difference how many panels are side by side. (Else it is half as
+// fast again for four as for one: a processor looks ahead in each run of memory by itself.)
 //
 // Not inlined: in a caller's loops GCC 12 keeps sums in memory.
 template <int TOKENS, int PANELS>

@@ -50,14 +50,14 @@ constexpr int64_t APART = 16;
 
 // What a thread works in: its inputs in words of at least two, unless all were laid out, and its sums.
 struct W8A8Scratch {
-    static constexpr int64_t WORDS = BLOCK_TOKENS * (BLOCK_INPUTS / 2 + APART), MOST_ONCE = 16;
+    static constexpr int64_t WORDS = BLOCK_TOKENS * (BLOCK_INPUTS / 2 + APART), MOST_ONCE = 48;
 
     int32_t inputs[WORDS];
     int32_t* sums;            // [BLOCK_PANELS, block of tokens, PANEL]
     const int8_t* laid_out;   // what a LayOut made of all inputs,
     const int32_t* begins;    // and what sums begin with
-    // Where weights are used once: the first of the tokens whose inputs are here for all pieces; -1 if none
-    // are.
+    // Where weights are read from end to end: the first of the tokens whose inputs are here for all pieces; -1
+    // if none are.
     int64_t laid_out_once = -1;
     int32_t begins_once[MOST_ONCE];
 };

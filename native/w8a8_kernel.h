@@ -14,9 +14,10 @@ namespace {
 typedef OCTAVO_INTEGERS Dot;
 
 constexpr int PARTS = PANEL / W;                         // vectors a panel's row of sums
-constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most,
-constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE;                       // and of one beside no other
-static_assert(TILE_ONCE <= W8A8Scratch::MOST_ONCE);
+constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most
+// Where weights are read from end to end: tokens of a tile, and tiles. With more, blocks are faster.
+constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE, TILES_ONCE = PARTS == 1 ? 3 : 1;
+static_assert(TILES_ONCE * TILE_ONCE <= W8A8Scratch::MOST_ONCE && TILES_ONCE <= 3);
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
 constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
 // From one token's block of inputs to the next, in words. Tiles know it when they are compiled, or each
@@ -67,8 +68,9 @@ struct TileSums {
     }
 };
 
-// sums[panel][token][PANEL] = begins[token] + inputs · weights, for all tokens of a piece, TOKENS, and PANELS
-// panels; `inputs` are [words][TOKENS].
+// sums[panel][token][PANEL] = begins[token] + inputs · weights, for a tile of TOKENS tokens, one of TILES, and
+// PANELS panels; `inputs` are [words][TOKENS]. What lies `ahead` is fetched meanwhile: of each panel as many lines
+// as are read, or of several tiles a share.
 //
 // A weight that is used once is read as fast as memory gives it, if several lines of a panel are asked for
 // together: a line of each of four panels in turn took 5 to 14 % longer for one token (two cores of an AMD
@@ -76,21 +78,25 @@ struct TileSums {
 // fast again for four as for one: a processor looks ahead in each run of memory by itself.)
 //
 // Not inlined: in a caller's loops GCC 12 keeps sums in memory.
-template <int TOKENS, int PANELS>
+template <int TOKENS, int PANELS, int TILES>
 __attribute__((noinline)) void add_once(
-    const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t apart, int64_t n_words, int32_t* sums
+    const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t apart, int64_t n_words,
+    const int8_t* ahead, int32_t* sums
 ) {
     constexpr int64_t LINES = LINES_ONCE / PANELS, WORDS = LINES * LINE_WORDS;
+    constexpr int64_t FETCHED = (LINES + TILES - 1) / TILES;
     TileSums<TOKENS, PANELS> tile;
     repeat<TOKENS>(OCTAVO_EACH(t) {
         for (int p = 0; p < PANELS; p++)
             for (int i = 0; i < PARTS; i++) tile.own[p][t][i] = splat(begins[t]);
     });
     int64_t k = 0;
-    for (; k + WORDS <= n_words; k += WORDS) {
+    for (; k + WORDS <= n_words; k += WORDS, ahead += FETCHED * LINE_BYTES) {
         for (int p = 0; p < PANELS; p++)
-            for (int64_t i = 0; i < LINES; i++)
-                fetch_line(weights + p * apart + k * WORD_BYTES + PREFETCH_ONCE / PANELS + i * LINE_BYTES);
+            for (int64_t i = 0; i < FETCHED; i++) {
+                const int8_t* const line = ahead + p * apart + i * LINE_BYTES;
+                TILES == 1 ? fetch_line(line) : fetch_line_early(line);
+            }
         for (int64_t i = 0; i < WORDS; i++)
             tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + (k + i) * TOKENS, 1);
     }
@@ -98,7 +104,8 @@ __attribute__((noinline)) void add_once(
     tile.put(sums);
 }
 
-// All panels of a piece, two side by side if beside the sums there are registers for their weights.
+// All panels of a piece for its only tile, two side by side if beside the sums there are registers for their
+// weights.
 template <int TOKENS>
 void add_panels_once(
     const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t apart, int64_t n_panels,
@@ -106,10 +113,26 @@ void add_panels_once(
 ) {
     constexpr int SIDE = 2 * PARTS * (TOKENS + 1) < REGISTERS ? 2 : 1;
     int64_t p = 0;
-    for (; p + SIDE <= n_panels; p += SIDE)
-        add_once<TOKENS, SIDE>(inputs, begins, weights + p * apart, apart, n_words, sums + p * SUMS);
-    for (; p < n_panels; p++)
-        add_once<TOKENS, 1>(inputs, begins, weights + p * apart, apart, n_words, sums + p * SUMS);
+    const auto add = [&](auto side) {
+        const int8_t* const own = weights + p * apart;
+        add_once<TOKENS, side, 1>(inputs, begins, own, apart, n_words, own + PREFETCH_ONCE / side, sums + p * SUMS);
+    };
+    for (; p + SIDE <= n_panels; p += SIDE) add(Number<SIDE>());
+    for (; p < n_panels; p++) add(Number<1>());
+}
+
+// One panel for one of several tiles. The first alone would wait for memory, and leave it idle while the others
+// are computed: so each has its share of the next panel fetched.
+template <int TILES>
+void add_panel_once(
+    const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t n_words, int64_t tile,
+    int64_t n_tokens, int32_t* sums
+) {
+    const int64_t n_bytes = n_words * WORD_BYTES, share = n_bytes / TILES / LINE_BYTES * LINE_BYTES;
+    const int8_t* const ahead = weights + n_bytes + tile * share;
+    with_number<TILE_ONCE>(n_tokens, [&](auto tokens) {
+        add_once<tokens, 1, TILES>(inputs, begins, weights, n_bytes, n_words, ahead, sums);
+    });
 }
 
 // sums[panel][token][PANEL] += inputs · weights over a block of words, for TOKENS tokens of many and
@@ -203,25 +226,36 @@ void scale_sums(const W8A8Call& call, const W8A8Piece& piece, const int32_t* sum
     }
 }
 
-// Weights that are used once, read from end to end.
+// Weights that are used once, or by few tiles one after the other, read from end to end.
 void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     const int64_t K = call.n_inputs, n_words = K / Dot::N, T = piece.n_tokens;
+    const int64_t n_tiles = (T + TILE_ONCE - 1) / TILE_ONCE;
+    const auto first = [&](int64_t tile) { return tile * T / n_tiles; };  // tiles of about the same size
     if (scratch.laid_out_once != piece.first_token) {  // not for the piece before
         const int8_t* const q = call.q + piece.first_token * K;
         auto* to = (Dot::Input*)scratch.inputs;
-        for (int64_t k = 0; k < K; k += Dot::N)
-            for (int64_t t = 0; t < T; t++)
-                for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(q[t * K + k + i]);
+        for (int64_t tile = 0; tile < n_tiles; tile++)
+            for (int64_t k = 0; k < K; k += Dot::N)
+                for (int64_t t = first(tile); t < first(tile + 1); t++)
+                    for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(q[t * K + k + i]);
         for (int64_t t = 0; t < T; t++) scratch.begins_once[t] = Dot::begin(q + t * K, K);
         scratch.laid_out_once = piece.first_token;
     }
     const int64_t apart = K * PANEL;
-    with_number<TILE_ONCE>(T, [&](auto tokens) {
-        add_panels_once<tokens>(
-            scratch.inputs, scratch.begins_once, call.packed + piece.first_panel * apart, apart,
-            piece.n_panels, n_words, scratch.sums
-        );
-    });
+    const int8_t* const weights = call.packed + piece.first_panel * apart;
+    if (n_tiles == 1)
+        return with_number<TILE_ONCE>(T, [&](auto tokens) {
+            add_panels_once<tokens>(
+                scratch.inputs, scratch.begins_once, weights, apart, piece.n_panels, n_words, scratch.sums
+            );
+        });
+    const auto add = n_tiles == 2 ? add_panel_once<2> : add_panel_once<3>;
+    for (int64_t p = 0; p < piece.n_panels; p++)
+        for (int64_t tile = 0; tile < n_tiles; tile++) {
+            const int64_t t = first(tile);
+            add(scratch.inputs + t * n_words, scratch.begins_once + t, weights + p * apart, n_words, tile,
+                first(tile + 1) - t, scratch.sums + p * SUMS + t * PANEL);
+        }
 }
 
 // Weights that are used often, in blocks that stay in the first-level cache, or with wide tiles, which wait
@@ -253,7 +287,7 @@ void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& 
 
 void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     const int64_t words = piece.n_tokens * (call.n_inputs / Dot::N);
-    const bool is_once = piece.n_tokens <= TILE_ONCE && words <= W8A8Scratch::WORDS;
+    const bool is_once = piece.n_tokens <= TILES_ONCE * TILE_ONCE && words <= W8A8Scratch::WORDS;
     (is_once ? multiply_once : multiply_blocks)(call, piece, scratch);
     if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS);
     else scale_sums<float>(call, piece, scratch.sums, SUMS);

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = [
     (1, 1, 16), (1, 100, 64), (2, 33, 48), (5, 70, 9000), (7, 128, 2048), (9, 300, 100),
     (13, 16, 1040), (24, 40, 4096), (200, 50, 96), (4, 16, 64), (40, 90, 192), (70, 530, 2112),
-    (600, 40, 64), (16, 145, 1044), (6, 640, 260),
+    (600, 40, 64), (16, 145, 1044), (6, 640, 260), (17, 130, 1100), (32, 70, 64), (33, 600, 1040),
+    (48, 48, 4100), (49, 40, 1024),
 ]  # fmt: skip
 each_isa = pytest.mark.parametrize("isa", range(len(library.ISAS)), ids=library.ISAS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,15 +13,6 @@ constexpr int64_t BLOCK_BYTES = W == 16 ? 2048 : 4096;  // of inputs: all tokens
 constexpr int64_t PREFETCH_WEIGHTS = 512;  // numbers ahead, of rows that are read from end to end,
 constexpr int64_t PREFETCH_ROWS = 8;       // and rows ahead, of those that are read in blocks
 
-// Tokens in tiles of about the same size. A tile's inputs are [K / step][tokens][step], a step being a vector's:
-// in the order in which they are read.
-struct Tiles {
-    const int64_t n_tokens, n;
-
-    explicit Tiles(int64_t n_tokens) : n_tokens(n_tokens), n((n_tokens + MOST_TOKENS - 1) / MOST_TOKENS) {}
-    int64_t first(int64_t tile) const { return tile * n_tokens / n; }
-};
-
 // sums[token][row] of a tile and ROWS rows, `apart` after one another, grow by the products of n inputs: the
 // first vector of each token is x, and of each row `weight`. The order of the additions is the same whatever
 // the tile.
@@ -93,10 +84,10 @@ template <class Dot, typename X>
 void sum_tiles(const BF16Call& call, const X* inputs, int64_t first, int64_t stop, float* sums) {
     const int64_t n = stop - first;
     memset(sums, 0, n * call.n_tokens * sizeof(float));
-    const Tiles tiles(call.n_tokens);
+    const Tiles tiles(call.n_tokens, MOST_TOKENS);
     for (int64_t i = 0; i < tiles.n; i++) {
         const int64_t token = tiles.first(i);
-        with_number<MOST_TOKENS>(tiles.first(i + 1) - token, [&](auto tokens) {
+        with_number<MOST_TOKENS>(tiles.size(i), [&](auto tokens) {
             sum_products<Dot, tokens>(call, inputs + token * call.n_inputs, first, stop, sums + token * n);
         });
     }
@@ -106,11 +97,12 @@ bool multiplies_halves(const BF16Call& call) {
     return OCTAVO_HAS_HALVES && call.n_inputs % (2 * W) == 0;
 }
 
+// A tile's inputs are [K / step][tokens][step], a step being a vector's: in the order in which they are read.
 void take_inputs(const BF16Call& call, float* inputs) {
     const int64_t K = call.n_inputs, step = multiplies_halves(call) ? 2 * W : W;
-    const Tiles tiles(call.n_tokens);
+    const Tiles tiles(call.n_tokens, MOST_TOKENS);
     for (int64_t i = 0; i < tiles.n; i++) {
-        const int64_t first = tiles.first(i), n = tiles.first(i + 1) - first;
+        const int64_t first = tiles.first(i), n = tiles.size(i);
         for (int64_t t = 0; t < n; t++)
             for (int64_t k = 0; k < K; k += step) {
                 const uint16_t* const from = call.x + (first + t) * K + k;

@@ -44,6 +44,15 @@ struct W8A8Piece {
     int64_t first_panel, n_panels;
 };
 
+// Tokens in tiles of at most `most`, and of about the same size: a small one reads as many weights for fewer sums.
+struct Tiles {
+    const int64_t n_tokens, n;
+
+    Tiles(int64_t n_tokens, int64_t most) : n_tokens(n_tokens), n((n_tokens + most - 1) / most) {}
+    int64_t first(int64_t tile) const { return tile * n_tokens / n; }
+    int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
+};
+
 // Words between one token's inputs and the next one's: at powers of two they would meet in the same lines
 // of the first-level cache.
 constexpr int64_t APART = 16;
@@ -56,9 +65,8 @@ struct W8A8Scratch {
     int32_t* sums;            // [BLOCK_PANELS, block of tokens, PANEL]
     const int8_t* laid_out;   // what a LayOut made of all inputs,
     const int32_t* begins;    // and what sums begin with
-    // Where weights are read from end to end: the first of the tokens whose inputs are here for all pieces; -1
-    // if none are.
-    int64_t laid_out_once = -1;
+    // Where weights are read from end to end: whether all tokens' inputs are here, for all pieces.
+    bool has_inputs = false;
     int32_t begins_once[MOST_ONCE];
 };
 

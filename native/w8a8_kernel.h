@@ -18,6 +18,7 @@ constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // token
 // Where weights are read from end to end: tokens of a tile, and tiles. With more, blocks are faster.
 constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE, TILES_ONCE = PARTS == 1 ? 3 : 1;
 static_assert(TILES_ONCE * TILE_ONCE <= W8A8Scratch::MOST_ONCE && TILES_ONCE <= 3);
+static_assert(W8A8Scratch::MOST_ONCE <= BLOCK_TOKENS);  // of a piece, which then has all tokens of a call
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
 constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
 // From one token's block of inputs to the next, in words. Tiles know it when they are compiled, or each
@@ -179,8 +180,7 @@ void add_panels(
         );
 }
 
-// A tile for each number of tokens, so that the compiler knows it; of about the same size, since a
-// small one loads as many weights for fewer sums.
+// All tokens of a piece, a tile for each number of them, so that the compiler knows it.
 void add_tokens(
     const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
     int64_t n_tokens, int32_t* sums
@@ -188,17 +188,14 @@ void add_tokens(
     // Of tokens that are few, though in several tiles, the first waits for memory and the others do not:
     // they have the next block of weights fetched.
     const bool is_few = n_tokens <= 4 * TILE;
-    int64_t fetched = PREFETCH;
-    while (n_tokens > 0) {
-        const int64_t n_tiles = (n_tokens + TILE - 1) / TILE;
-        const int64_t n = (n_tokens + n_tiles - 1) / n_tiles;
-        with_number<TILE>(n, [&](auto tokens) {
-            add_panels<tokens>(inputs, weights, apart, n_panels, n_words, fetched, sums);
+    const Tiles tiles(n_tokens, TILE);
+    for (int64_t i = 0; i < tiles.n; i++) {
+        const int64_t token = tiles.first(i), fetched = i && is_few ? n_words * WORD_BYTES : PREFETCH;
+        with_number<TILE>(tiles.size(i), [&](auto tokens) {
+            add_panels<tokens>(
+                inputs + token * BLOCK_STRIDE, weights, apart, n_panels, n_words, fetched, sums + token * PANEL
+            );
         });
-        if (is_few) fetched = n_words * WORD_BYTES;
-        inputs += n * BLOCK_STRIDE;
-        sums += n * PANEL;
-        n_tokens -= n;
     }
 }
 
@@ -226,35 +223,33 @@ void scale_sums(const W8A8Call& call, const W8A8Piece& piece, const int32_t* sum
     }
 }
 
-// Weights that are used once, or by few tiles one after the other, read from end to end.
+// Of so few tokens that a call is one piece high: weights are read from end to end.
 void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
-    const int64_t K = call.n_inputs, n_words = K / Dot::N, T = piece.n_tokens;
-    const int64_t n_tiles = (T + TILE_ONCE - 1) / TILE_ONCE;
-    const auto first = [&](int64_t tile) { return tile * T / n_tiles; };  // tiles of about the same size
-    if (scratch.laid_out_once != piece.first_token) {  // not for the piece before
-        const int8_t* const q = call.q + piece.first_token * K;
+    const int64_t K = call.n_inputs, n_words = K / Dot::N;
+    const Tiles tiles(call.n_tokens, TILE_ONCE);
+    if (!scratch.has_inputs) {
         auto* to = (Dot::Input*)scratch.inputs;
-        for (int64_t tile = 0; tile < n_tiles; tile++)
+        for (int64_t tile = 0; tile < tiles.n; tile++)
             for (int64_t k = 0; k < K; k += Dot::N)
-                for (int64_t t = first(tile); t < first(tile + 1); t++)
-                    for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(q[t * K + k + i]);
-        for (int64_t t = 0; t < T; t++) scratch.begins_once[t] = Dot::begin(q + t * K, K);
-        scratch.laid_out_once = piece.first_token;
+                for (int64_t t = tiles.first(tile); t < tiles.first(tile + 1); t++)
+                    for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(call.q[t * K + k + i]);
+        for (int64_t t = 0; t < call.n_tokens; t++) scratch.begins_once[t] = Dot::begin(call.q + t * K, K);
+        scratch.has_inputs = true;
     }
     const int64_t apart = K * PANEL;
     const int8_t* const weights = call.packed + piece.first_panel * apart;
-    if (n_tiles == 1)
-        return with_number<TILE_ONCE>(T, [&](auto tokens) {
+    if (tiles.n == 1)
+        return with_number<TILE_ONCE>(call.n_tokens, [&](auto tokens) {
             add_panels_once<tokens>(
                 scratch.inputs, scratch.begins_once, weights, apart, piece.n_panels, n_words, scratch.sums
             );
         });
-    const auto add = n_tiles == 2 ? add_panel_once<2> : add_panel_once<3>;
+    const auto add = tiles.n == 2 ? add_panel_once<2> : add_panel_once<3>;
     for (int64_t p = 0; p < piece.n_panels; p++)
-        for (int64_t tile = 0; tile < n_tiles; tile++) {
-            const int64_t t = first(tile);
+        for (int64_t tile = 0; tile < tiles.n; tile++) {
+            const int64_t t = tiles.first(tile);
             add(scratch.inputs + t * n_words, scratch.begins_once + t, weights + p * apart, n_words, tile,
-                first(tile + 1) - t, scratch.sums + p * SUMS + t * PANEL);
+                tiles.size(tile), scratch.sums + p * SUMS + t * PANEL);
         }
 }
 
@@ -263,7 +258,6 @@ void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& sc
 void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     const int64_t K = call.n_inputs, n_words = K / Dot::N, apart = K * PANEL;
     const int8_t* const q = call.q + piece.first_token * K;
-    scratch.laid_out_once = -1;
     for (int64_t t = 0; t < piece.n_tokens; t++) {
         const IntVec begin = splat(Dot::begin(q + t * K, K));
         for (int64_t p = 0; p < piece.n_panels; p++)
@@ -286,8 +280,9 @@ void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& 
 }
 
 void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
-    const int64_t words = piece.n_tokens * (call.n_inputs / Dot::N);
-    const bool is_once = piece.n_tokens <= TILES_ONCE * TILE_ONCE && words <= W8A8Scratch::WORDS;
+    // By the call: its last piece may have few tokens, for whom other pieces have read the weights.
+    const int64_t words = call.n_tokens * (call.n_inputs / Dot::N);
+    const bool is_once = call.n_tokens <= TILES_ONCE * TILE_ONCE && words <= W8A8Scratch::WORDS;
     (is_once ? multiply_once : multiply_blocks)(call, piece, scratch);
     if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS);
     else scale_sums<float>(call, piece, scratch.sums, SUMS);

@@ -128,7 +128,7 @@ void multiply(const BF16Call& call, const LinearKernels& kernels) {
 #pragma omp parallel num_threads(int(n_threads)) if (n_blocks > 1 && n_threads > 1)
 #endif
     {
-        const Memory<float> sums(BLOCK_OUTPUTS * call.n_tokens + LINE_FLOATS);
+        const Memory<float> sums(BLOCK_OUTPUTS * std::max(call.n_tokens, LINE_FLOATS) + LINE_FLOATS);
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, at_a_time)
 #endif

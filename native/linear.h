@@ -106,7 +106,7 @@ struct LinearKernels {
     void (*w8a8)(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch);
     // All tokens' inputs as `bf16` reads them: widened, or where there are products of bf16 as they are.
     void (*take_inputs)(const BF16Call& call, float* inputs);
-    // The outputs first…stop-1 of all tokens, by n_tokens · (stop - first) + LINE_FLOATS floats.
+    // The outputs first…stop-1 of all tokens, by BLOCK_OUTPUTS · max(n_tokens, LINE_FLOATS) + LINE_FLOATS floats.
     void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
     // How `w8a8` wants inputs laid out, or null: then pieces are cut by BLOCK_TOKENS and TILE_TOKENS.
     const LayOut* layout;

@@ -51,6 +51,18 @@ OCTAVO_INLINE IntVec quarters(IntVec a, IntVec b) {
     return shuffle(a, b, index);
 }
 
+// The four words from p on, in every quarter.
+OCTAVO_INLINE IntVec repeat_quarter(const void* p) {
+#if defined(OCTAVO_AVX512)
+    return (IntVec)_mm512_maskz_broadcast_i32x4(0xFFFF, _mm_loadu_si128((const __m128i*)p));
+#else
+    IntVec v = IntVec{};
+    memcpy(&v, p, 16);
+    constexpr IntVec index = lanes([](int i) { return i % 4; });
+    return shuffle(v, v, index);
+#endif
+}
+
 // Floating point: one number a word, fp32.
 struct Singles {
     static constexpr int N = 1;

@@ -186,6 +186,10 @@ def test_onednn_is_used_only_where_it_is_exact() -> None:
         (20, 176, 96),
         (1, 16, 32),
         (64, 80, 160),
+        (8, 49, 4096),
+        (10, 33, 64),
+        (16, 100, 1056),
+        (96, 50, 512),
     ],
 )
 def test_few_tokens_by_bf16_weights(shape: tuple[int, int, int], isa: int) -> None:

@@ -17,8 +17,10 @@ from octavo.kernels.quantized import QuantizedTokens
 
 PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
-MOST_TOKENS = 64  # by the library's bf16 product; beyond, blocks in fp32 are faster,
-MOST_TOKENS_BF16 = 32  # and where the CPU multiplies bf16 by itself, PyTorch's own product
+# Tokens up to which the library's bf16 product is the fastest. Beyond, blocks in fp32 are,
+MOST_TOKENS = 64
+# or where the CPU multiplies bf16 by itself PyTorch's own product: by AVX-512, and by AMX.
+MOST_TOKENS_AVX512, MOST_TOKENS_AMX = 96, 32
 
 
 class _W8A8Call(ctypes.Structure):
@@ -110,14 +112,20 @@ def multiply_all(
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `octavo.kernels.widened.linear`, same arguments; few tokens by bf16 by the library."""
-    n_tokens = x.shape[0]
-    most = MOST_TOKENS_BF16 if widened.multiplies_bfloat16() else MOST_TOKENS
     is_bf16 = x.dtype == weight.dtype == torch.bfloat16
     serves = x.device.type == "cpu" and is_bf16 and x.dim() == 2
-    if n_tokens > most or not serves or x.shape[1] % INPUT_MULTIPLE:
+    if not serves or x.shape[1] % INPUT_MULTIPLE:
         return widened.linear(x, weight)
     isa = best_isa()
-    return widened.linear(x, weight) if isa is None else _linear_bf16(x, weight, isa)
+    if isa is None or x.shape[0] > _most_tokens(isa):
+        return widened.linear(x, weight)
+    return _linear_bf16(x, weight, isa)
+
+
+def _most_tokens(isa: int) -> int:
+    if not widened.multiplies_bfloat16():
+        return MOST_TOKENS
+    return MOST_TOKENS_AVX512 if native.ISAS[isa] == "avx512" else MOST_TOKENS_AMX
 
 
 @cache

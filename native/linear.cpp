@@ -70,19 +70,18 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
     for (int64_t i = 0; i < all.n_calls; i++) work += all.calls[i].work();
     const int64_t n_threads = threads_for(work, all.calls->n_threads);
     const W8A8Call& first = *all.calls;
-    const LayOut* const layout = kernels.layout && kernels.layout->serves(first) ? kernels.layout : nullptr;
-    const int64_t block = layout ? layout->block_tokens : BLOCK_TOKENS;
-    const int64_t tile = layout ? layout->tile_tokens : TILE_TOKENS;
+    const LayOut* const layout = kernels.find_layout(first);
+    const int64_t block = layout ? layout->block_tokens : BLOCK_TOKENS, tile = layout ? layout->tile_tokens : 1;
     std::vector<Cut> cuts;
     int64_t n_pieces = 0;
     for (int64_t i = 0; i < all.n_calls; i++) {
         cuts.emplace_back(all.calls[i], n_threads, tile, block);
         n_pieces += cuts.back().n_pieces();
     }
-    constexpr int64_t ROWS = LayOut::ROWS;
-    const int64_t n_layouts = layout ? (first.n_tokens + ROWS - 1) / ROWS : 0;
-    const KeptMemory<int8_t> laid_out(n_layouts * ROWS * first.n_inputs);
-    const Memory<int32_t> begins(n_layouts * ROWS * PANEL);
+    const int64_t step = layout ? layout->n_tokens : 1, n_layouts = layout ? (first.n_tokens + step - 1) / step : 0;
+    const int64_t token_bytes = layout ? first.n_inputs * layout->input_bytes : 0;
+    const KeptMemory<int8_t> laid_out(n_layouts * step * token_bytes);
+    const Memory<int32_t> begins(n_layouts * step * PANEL);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
@@ -98,8 +97,7 @@ void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
 #endif
             for (int64_t i = 0; i < n_layouts; i++)
                 layout->run(
-                    first, i * ROWS, laid_out.numbers + i * ROWS * first.n_inputs,
-                    begins.numbers + i * ROWS * PANEL
+                    first, i * step, laid_out.numbers + i * step * token_bytes, begins.numbers + i * step * PANEL
                 );
         }
 #if defined(_OPENMP)

@@ -33,10 +33,8 @@ struct W8A8Calls {
     int64_t n_calls;
 };
 
-constexpr int64_t BLOCK_TOKENS = 96;    // of a piece: so often is a weight used that was read
-constexpr int64_t TILE_TOKENS = 6;      // pieces of many tokens are a multiple of it
-constexpr int64_t BLOCK_PANELS = 16;    // of a piece: so often is an input used that was widened
-constexpr int64_t BLOCK_INPUTS = 1024;  // a panel's block, 16 KiB, stays in the first-level cache
+constexpr int64_t BLOCK_TOKENS = 144;  // of a piece: so often is a weight used that was read
+constexpr int64_t BLOCK_PANELS = 16;   // of a piece
 
 // A piece of work: the outputs first_panel * PANEL… of the tokens first_token….
 struct W8A8Piece {
@@ -53,30 +51,26 @@ struct Tiles {
     int64_t size(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
-// Words between one token's inputs and the next one's: at powers of two they would meet in the same lines
-// of the first-level cache.
-constexpr int64_t APART = 16;
+// How inputs are laid out once for all pieces, some tokens at a time.
+struct LayOut {
+    // The tokens first… into `to` [n_tokens · n_inputs], and what their sums begin with [n_tokens, PANEL].
+    void (*run)(const W8A8Call& call, int64_t first, int8_t* to, int32_t* begins);
+    int64_t n_tokens;      // at a time; there is room for them at the end too
+    int64_t input_bytes;   // of one
+    int64_t tile_tokens;   // pieces of many tokens are a multiple of it,
+    int64_t block_tokens;  // and no more than these
+};
 
-// What a thread works in: its inputs in words of at least two, unless all were laid out, and its sums.
+// What a thread works in.
 struct W8A8Scratch {
-    static constexpr int64_t WORDS = BLOCK_TOKENS * (BLOCK_INPUTS / 2 + APART), MOST_ONCE = 48;
+    static constexpr int64_t WORDS = 48 << 10, MOST_ONCE = 32;
 
-    int32_t inputs[WORDS];
     int32_t* sums;            // [BLOCK_PANELS, block of tokens, PANEL]
     const int8_t* laid_out;   // what a LayOut made of all inputs,
     const int32_t* begins;    // and what sums begin with
     // Where weights are read from end to end: whether all tokens' inputs are here, for all pieces.
     bool has_inputs = false;
-    int32_t begins_once[MOST_ONCE];
-};
-
-// How inputs are laid out once for all pieces, ROWS tokens at a time; missing ones are zeros.
-struct LayOut {
-    static constexpr int64_t ROWS = 16;
-    bool (*serves)(const W8A8Call& call);
-    // The tokens first… into `to` [ROWS · n_inputs], and what their sums begin with [ROWS, PANEL].
-    void (*run)(const W8A8Call& call, int64_t first, int8_t* to, int32_t* begins);
-    int64_t tile_tokens, block_tokens;  // in place of TILE_TOKENS and BLOCK_TOKENS
+    int32_t inputs[WORDS], begins_once[MOST_ONCE];
 };
 
 // One call of `octavo.kernels.linear` with bf16 weights and few tokens.
@@ -108,8 +102,8 @@ struct LinearKernels {
     void (*take_inputs)(const BF16Call& call, float* inputs);
     // The outputs first…stop-1 of all tokens, by BLOCK_OUTPUTS · max(n_tokens, LINE_FLOATS) + LINE_FLOATS floats.
     void (*bf16)(const BF16Call& call, const float* inputs, int64_t first, int64_t stop, float* sums);
-    // How `w8a8` wants inputs laid out, or null: then pieces are cut by BLOCK_TOKENS and TILE_TOKENS.
-    const LayOut* layout;
+    // How `w8a8` wants a call's inputs laid out; null for a call of few tokens, which are one piece high.
+    const LayOut* (*find_layout)(const W8A8Call& call);
 };
 
 extern const LinearKernels linears_portable;

@@ -11,7 +11,7 @@
 #include "w8a8_amx.h"
 
 const octavo::LinearKernels octavo::linears_amx_emulated = {
-    pack_w8, run_w8a8_amx, take_inputs_amx, run_bf16_amx, &octavo::layout
+    pack_w8, run_w8a8_amx, take_inputs_amx, run_bf16_amx, find_layout_amx
 };
 #include "target_end.h"
 #endif

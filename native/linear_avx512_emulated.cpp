@@ -10,7 +10,7 @@
 #include "w8a8_kernel.h"
 
 const octavo::LinearKernels octavo::linears_avx512_emulated = {
-    pack_w8, run_w8a8, take_inputs, run_bf16, nullptr
+    pack_w8, run_w8a8, take_inputs, run_bf16, find_layout
 };
 #include "target_end.h"
 #endif

@@ -7,7 +7,7 @@
 #include "w8a8_kernel.h"
 
 const octavo::LinearKernels octavo::linears_dotprod = {
-    pack_w8, run_w8a8, nullptr, nullptr, nullptr
+    pack_w8, run_w8a8, nullptr, nullptr, find_layout
 };
 #include "target_end.h"
 #endif

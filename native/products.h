@@ -203,6 +203,7 @@ struct Pairs {
     typedef int16_t Input;
     static OCTAVO_INLINE int8_t packed(int8_t weight) { return weight; }
     static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return words(p, 2 * W); }
+    static OCTAVO_INLINE IntVec input_words(const int8_t* p) { return words(p, 2 * W); }
     static int32_t begin(const int8_t*, int64_t) { return 0; }
 
     static OCTAVO_INLINE IntVec words(const int8_t* p, int64_t) {
@@ -266,6 +267,7 @@ struct SignedQuads {
     }
     static OCTAVO_INLINE int8_t packed(int8_t weight) { return weight; }
     static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return load((const int32_t*)p); }
+    static OCTAVO_INLINE IntVec input_words(const int8_t* p) { return load((const int32_t*)p); }
     static int32_t begin(const int8_t*, int64_t) { return 0; }
 };
 #endif
@@ -294,6 +296,7 @@ struct Quads {
     typedef int8_t Input;
     static OCTAVO_INLINE int8_t packed(int8_t weight) { return int8_t(weight ^ 0x80); }
     static OCTAVO_INLINE IntVec packed_words(const int8_t* p) { return load((const int32_t*)p); }
+    static OCTAVO_INLINE IntVec input_words(const int8_t* p) { return load((const int32_t*)p); }
     // What the sums of n inputs' products begin with: it undoes the 128.
     static int32_t begin(const int8_t* inputs, int64_t n) {
         Sum sums = Sum{};

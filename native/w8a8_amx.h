@@ -98,8 +98,9 @@ void run_w8a8_amx(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scr
     else scale_sums<float>(call, piece, scratch.sums, SUMS_AMX);
 }
 
-static_assert(LayOut::ROWS == amx::ROWS, "");
-const LayOut layout = {multiplies_tiles, lay_out, 2 * amx::ROWS, TOKENS_AMX};
+const LayOut layout_amx = {lay_out, amx::ROWS, 1, 2 * amx::ROWS, TOKENS_AMX};
+
+const LayOut* find_layout_amx(const W8A8Call& call) { return multiplies_tiles(call) ? &layout_amx : find_layout(call); }
 
 }  // namespace
 }  // namespace octavo

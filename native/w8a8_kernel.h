@@ -16,14 +16,12 @@ typedef OCTAVO_INTEGERS Dot;
 constexpr int PARTS = PANEL / W;                         // vectors a panel's row of sums
 constexpr int TILE = PARTS <= 2 ? IN_REGISTERS / 2 : IN_REGISTERS / 6;  // tokens of a tile, at most
 // Where weights are read from end to end: tokens of a tile, and tiles. With more, blocks are faster.
-constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE, TILES_ONCE = PARTS == 1 ? 3 : 1;
-static_assert(TILES_ONCE * TILE_ONCE <= W8A8Scratch::MOST_ONCE && TILES_ONCE <= 3);
+constexpr int TILE_ONCE = PARTS == 1 ? 16 : TILE, TILES_ONCE = PARTS == 1 ? 2 : 1;
+static_assert(TILES_ONCE * TILE_ONCE <= W8A8Scratch::MOST_ONCE && TILES_ONCE <= 2);
 static_assert(W8A8Scratch::MOST_ONCE <= BLOCK_TOKENS);  // of a piece, which then has all tokens of a call
 constexpr int64_t SUMS = BLOCK_TOKENS * PANEL;           // of a panel
-constexpr int64_t BLOCK_WORDS = BLOCK_INPUTS / Dot::N;   // of a token
-// From one token's block of inputs to the next, in words. Tiles know it when they are compiled, or each
-// row's address would take a register.
-constexpr int64_t BLOCK_STRIDE = BLOCK_WORDS + APART;
+// Of a panel's words, so many stay in the first-level cache, beside a tile's: 512 inputs or 1,024.
+constexpr int64_t BLOCK_WORDS = (PARTS == 1 ? 512 : 1024) / Dot::N;
 constexpr int64_t WORD_BYTES = PANEL * Dot::N;           // of a panel
 constexpr int64_t LINE_BYTES = 64, LINE_WORDS = LINE_BYTES / WORD_BYTES;
 constexpr int64_t PREFETCH = 2048;       // bytes ahead of a panel; where weights are read but once,
@@ -45,19 +43,33 @@ template <int TOKENS, int PANELS>
 struct TileSums {
     IntVec own[PANELS][TOKENS][PARTS];
 
-    // += a word of each panel, `apart` bytes from one another, · one of each token, `stride` words from one another.
-    OCTAVO_INLINE void add(const int8_t* weights, int64_t apart, const int32_t* inputs, int64_t stride) {
+    // += a word of each panel, `apart` bytes from one another, · one of each token.
+    OCTAVO_INLINE void add(const int8_t* weights, int64_t apart, const int32_t* inputs) {
         IntVec w[PANELS][PARTS];
         for (int p = 0; p < PANELS; p++)
             for (int i = 0; i < PARTS; i++) w[p][i] = Dot::packed_words(weights + p * apart + i * W * Dot::N);
         repeat<TOKENS>(OCTAVO_EACH(t) {
             if constexpr (PANELS * PARTS == 1) {
-                own[0][t][0] = add_repeated(own[0][t][0], w[0][0], inputs + t * stride);
+                own[0][t][0] = add_repeated(own[0][t][0], w[0][0], inputs + t);
                 return;
             }
-            const IntVec x = splat(inputs[t * stride]);
+            const IntVec x = splat(inputs[t]);
             for (int p = 0; p < PANELS; p++)
                 for (int i = 0; i < PARTS; i++) own[p][t][i] = Dot::add(own[p][t][i], w[p][i], x);
+        });
+    }
+
+    OCTAVO_INLINE void begin(const int32_t* begins, int64_t apart) {
+        repeat<TOKENS>(OCTAVO_EACH(t) {
+            for (int p = 0; p < PANELS; p++)
+                for (int i = 0; i < PARTS; i++) own[p][t][i] = splat(begins[t * apart]);
+        });
+    }
+
+    OCTAVO_INLINE void take(const int32_t* sums) {
+        repeat<TOKENS>(OCTAVO_EACH(t) {
+            for (int p = 0; p < PANELS; p++)
+                for (int i = 0; i < PARTS; i++) own[p][t][i] = load(sums + p * SUMS + t * PANEL + i * W);
         });
     }
 
@@ -87,10 +99,7 @@ __attribute__((noinline)) void add_once(
     constexpr int64_t LINES = LINES_ONCE / PANELS, WORDS = LINES * LINE_WORDS;
     constexpr int64_t FETCHED = (LINES + TILES - 1) / TILES;
     TileSums<TOKENS, PANELS> tile;
-    repeat<TOKENS>(OCTAVO_EACH(t) {
-        for (int p = 0; p < PANELS; p++)
-            for (int i = 0; i < PARTS; i++) tile.own[p][t][i] = splat(begins[t]);
-    });
+    tile.begin(begins, 1);
     int64_t k = 0;
     for (; k + WORDS <= n_words; k += WORDS, ahead += FETCHED * LINE_BYTES) {
         for (int p = 0; p < PANELS; p++)
@@ -99,9 +108,9 @@ __attribute__((noinline)) void add_once(
                 TILES == 1 ? fetch_line(line) : fetch_line_early(line);
             }
         for (int64_t i = 0; i < WORDS; i++)
-            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + (k + i) * TOKENS, 1);
+            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + (k + i) * TOKENS);
     }
-    for (; k < n_words; k++) tile.add(weights + k * WORD_BYTES, apart, inputs + k * TOKENS, 1);
+    for (; k < n_words; k++) tile.add(weights + k * WORD_BYTES, apart, inputs + k * TOKENS);
     tile.put(sums);
 }
 
@@ -122,81 +131,98 @@ void add_panels_once(
     for (; p < n_panels; p++) add(Number<1>());
 }
 
-// One panel for one of several tiles. The first alone would wait for memory, and leave it idle while the others
-// are computed: so each has its share of the next panel fetched.
-template <int TILES>
+// One panel for one of two tiles. The first alone would wait for memory, and leave it idle while the other is
+// computed: so each has half of the next panel fetched.
 void add_panel_once(
     const int32_t* inputs, const int32_t* begins, const int8_t* weights, int64_t n_words, int64_t tile,
     int64_t n_tokens, int32_t* sums
 ) {
-    const int64_t n_bytes = n_words * WORD_BYTES, share = n_bytes / TILES / LINE_BYTES * LINE_BYTES;
-    const int8_t* const ahead = weights + n_bytes + tile * share;
+    const int64_t n_bytes = n_words * WORD_BYTES, half = n_bytes / 2 / LINE_BYTES * LINE_BYTES;
+    const int8_t* const ahead = weights + n_bytes + tile * half;
     with_number<TILE_ONCE>(n_tokens, [&](auto tokens) {
-        add_once<tokens, 1, TILES>(inputs, begins, weights, n_bytes, n_words, ahead, sums);
+        add_once<tokens, 1, 2>(inputs, begins, weights, n_bytes, n_words, ahead, sums);
     });
 }
 
-// sums[panel][token][PANEL] += inputs · weights over a block of words, for TOKENS tokens of many and
-// PANELS panels, `apart` bytes from one another. Not inlined, as above.
+// A tile of many tokens, and a block of words of some panels.
+struct TileBlock {
+    const int32_t* inputs;  // [words][tokens]
+    const int32_t* begins;  // [tokens, PANEL]; null but for a panel's first block
+    const int8_t* weights;
+    int64_t apart, n_panels;  // from a panel to the next one in bytes, and how many they are
+    int64_t n_words;
+    int32_t* sums;  // [panel][token][PANEL]
+    // What is fetched meanwhile: of each panel what is so many bytes ahead, and what the next tile is given.
+    int64_t weights_ahead;
+    const int8_t* next_inputs;
+};
+
+// The sums of the panels first…first+PANELS-1 grow by inputs · weights, or begin so. Not inlined, as above.
 template <int TOKENS, int PANELS>
-__attribute__((noinline)) void add_tile(
-    const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_words, int64_t fetched,
-    int32_t* sums
-) {
+__attribute__((noinline)) void add_tile(const TileBlock& block, int64_t first) {
+    const int8_t* const weights = block.weights + first * block.apart;
+    const int64_t apart = block.apart, n_words = block.n_words, ahead = block.weights_ahead;
+    const int32_t* const inputs = block.inputs;
     TileSums<TOKENS, PANELS> tile;
-    for (int p = 0; p < PANELS; p++)
-        for (int t = 0; t < TOKENS; t++)
-            for (int i = 0; i < PARTS; i++) tile.own[p][t][i] = load(sums + p * SUMS + t * PANEL + i * W);
+    block.begins ? tile.begin(block.begins, PANEL) : tile.take(block.sums + first * SUMS);
     int64_t k = 0;
     for (; PANELS > 1 && k + LINE_WORDS <= n_words; k += LINE_WORDS) {  // a line of each panel
-        for (int p = 0; p < PANELS; p++)
-            fetch_line_early(weights + p * apart + k * WORD_BYTES + fetched);
+        for (int p = 0; p < PANELS; p++) fetch_line_early(weights + p * apart + k * WORD_BYTES + ahead);
         for (int64_t i = 0; i < LINE_WORDS; i++)
-            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + k + i, BLOCK_STRIDE);
+            tile.add(weights + (k + i) * WORD_BYTES, apart, inputs + (k + i) * TOKENS);
     }
     for (; k < n_words; k++) {
-        fetch_line_early(weights + k * WORD_BYTES + fetched);
-        tile.add(weights + k * WORD_BYTES, apart, inputs + k, BLOCK_STRIDE);
+        fetch_line_early(weights + k * WORD_BYTES + ahead);
+        tile.add(weights + k * WORD_BYTES, apart, inputs + k * TOKENS);
     }
-    tile.put(sums);
+    tile.put(block.sums + first * SUMS);
 }
 
-// All panels of a piece, for TOKENS tokens; as many side by side as there are registers for.
+// The same of all panels, as many side by side as there are registers for; each time a share of the next tile's
+// inputs is fetched.
 template <int TOKENS>
-void add_panels(
-    const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
-    int64_t fetched, int32_t* sums
-) {
-    constexpr int MOST = IN_REGISTERS / PARTS / TOKENS;
-    constexpr int SIDE = PARTS > 2 ? 1 : MOST < 4 ? MOST : 4;
-    int64_t p = 0;
-    for (; p + SIDE <= n_panels; p += SIDE)
-        add_tile<TOKENS, SIDE>(
-            inputs, weights + p * apart, apart, n_words, fetched, sums + p * SUMS
-        );
-    for (; p < n_panels; p++)
-        add_tile<TOKENS, 1>(
-            inputs, weights + p * apart, apart, n_words, fetched, sums + p * SUMS
-        );
+void add_panels(const TileBlock& block) {
+    constexpr int MOST = IN_REGISTERS / PARTS / TOKENS, SIDE = PARTS > 2 ? 1 : MOST < 4 ? MOST : 4;
+    const int64_t n_bytes = block.n_words * TOKENS * int64_t(sizeof(int32_t));
+    const int64_t share = n_bytes * SIDE / block.n_panels;
+    for (int64_t p = 0; p < block.n_panels;) {
+        for (int64_t i = 0; PARTS == 1 && i < share; i += LINE_BYTES)
+            fetch_line_early(block.next_inputs + p / SIDE * share + i);
+        const auto add = [&](auto side) {
+            add_tile<TOKENS, side>(block, p);
+            p += side;
+        };
+        if (p + SIDE <= block.n_panels) add(Number<SIDE>());
+        else add(Number<1>());
+    }
 }
 
-// All tokens of a piece, a tile for each number of them, so that the compiler knows it.
-void add_tokens(
-    const int32_t* inputs, const int8_t* weights, int64_t apart, int64_t n_panels, int64_t n_words,
-    int64_t n_tokens, int32_t* sums
-) {
-    // Of tokens that are few, though in several tiles, the first waits for memory and the others do not:
-    // they have the next block of weights fetched.
-    const bool is_few = n_tokens <= 4 * TILE;
-    const Tiles tiles(n_tokens, TILE);
-    for (int64_t i = 0; i < tiles.n; i++) {
-        const int64_t token = tiles.first(i), fetched = i && is_few ? n_words * WORD_BYTES : PREFETCH;
-        with_number<TILE>(tiles.size(i), [&](auto tokens) {
-            add_panels<tokens>(
-                inputs + token * BLOCK_STRIDE, weights, apart, n_panels, n_words, fetched, sums + token * PANEL
-            );
-        });
+// n tokens' inputs, no more than a vector has words, as [words][n].
+void lay_out_tokens(const W8A8Call& call, int64_t first, int64_t n, int32_t* to) {
+    static_assert(TILE <= W && TILE_ONCE <= W);
+    const int64_t K = call.n_inputs, n_words = K / Dot::N;
+    const int8_t* const q = call.q + first * K;
+    int64_t word = 0;
+    for (; word + W <= n_words; word += W) {
+        IntVec own[W] = {};
+        for (int64_t t = 0; t < n; t++) own[t] = Dot::input_words(q + t * K + word * Dot::N);
+        transpose(own);
+        for (int64_t i = 0; i < W; i++) {
+            int32_t* const at = to + (word + i) * n;
+            if (at + W <= to + n_words * n) store(at, own[i]);  // the next word's will be in place of the rest
+            else memcpy(at, own + i, n * sizeof *at);
+        }
     }
+    auto* inputs = (Dot::Input*)(to + word * n);
+    for (; word < n_words; word++)
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t i = 0; i < Dot::N; i++) *inputs++ = Dot::Input(q[t * K + word * Dot::N + i]);
+}
+
+void lay_out_tile(const W8A8Call& call, int64_t first, int8_t* to, int32_t* begins) {
+    const int64_t n = least(TILE, call.n_tokens - first);
+    lay_out_tokens(call, first, n, (int32_t*)to);
+    for (int64_t t = 0; t < n; t++) begins[t * PANEL] = Dot::begin(call.q + (first + t) * call.n_inputs, call.n_inputs);
 }
 
 // Outputs of a piece from its sums, a panel's `apart` after the one before: a token's side by side, so that
@@ -228,11 +254,8 @@ void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& sc
     const int64_t K = call.n_inputs, n_words = K / Dot::N;
     const Tiles tiles(call.n_tokens, TILE_ONCE);
     if (!scratch.has_inputs) {
-        auto* to = (Dot::Input*)scratch.inputs;
         for (int64_t tile = 0; tile < tiles.n; tile++)
-            for (int64_t k = 0; k < K; k += Dot::N)
-                for (int64_t t = tiles.first(tile); t < tiles.first(tile + 1); t++)
-                    for (int64_t i = 0; i < Dot::N; i++) *to++ = Dot::Input(call.q[t * K + k + i]);
+            lay_out_tokens(call, tiles.first(tile), tiles.size(tile), scratch.inputs + tiles.first(tile) * n_words);
         for (int64_t t = 0; t < call.n_tokens; t++) scratch.begins_once[t] = Dot::begin(call.q + t * K, K);
         scratch.has_inputs = true;
     }
@@ -244,46 +267,60 @@ void multiply_once(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& sc
                 scratch.inputs, scratch.begins_once, weights, apart, piece.n_panels, n_words, scratch.sums
             );
         });
-    const auto add = tiles.n == 2 ? add_panel_once<2> : add_panel_once<3>;
     for (int64_t p = 0; p < piece.n_panels; p++)
         for (int64_t tile = 0; tile < tiles.n; tile++) {
             const int64_t t = tiles.first(tile);
-            add(scratch.inputs + t * n_words, scratch.begins_once + t, weights + p * apart, n_words, tile,
-                tiles.size(tile), scratch.sums + p * SUMS + t * PANEL);
+            add_panel_once(
+                scratch.inputs + t * n_words, scratch.begins_once + t, weights + p * apart, n_words, tile,
+                tiles.size(tile), scratch.sums + p * SUMS + t * PANEL
+            );
         }
 }
 
 // Weights that are used often, in blocks that stay in the first-level cache, or with wide tiles, which wait
-// for less, in the second-level one.
+// for less, in the second-level one; inputs were laid out by `lay_out_tile`.
 void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     const int64_t K = call.n_inputs, n_words = K / Dot::N, apart = K * PANEL;
-    const int8_t* const q = call.q + piece.first_token * K;
-    for (int64_t t = 0; t < piece.n_tokens; t++) {
-        const IntVec begin = splat(Dot::begin(q + t * K, K));
-        for (int64_t p = 0; p < piece.n_panels; p++)
-            for (int i = 0; i < PARTS; i++) store(scratch.sums + p * SUMS + t * PANEL + i * W, begin);
-    }
-    const int64_t n_panels = PARTS == 1 ? piece.n_panels : 1;  // at a time
-    for (int64_t word = 0; word < n_words; word += BLOCK_WORDS) {
-        const int64_t n = least(BLOCK_WORDS, n_words - word);
-        for (int64_t t = 0; t < piece.n_tokens; t++) {
-            const int8_t* from = q + t * K + word * Dot::N;
-            auto* to = (Dot::Input*)(scratch.inputs + t * BLOCK_STRIDE);
-            for (int64_t i = 0; i < n * Dot::N; i++) to[i] = Dot::Input(from[i]);
+    const auto inputs_of = [&](int64_t token, int64_t word) {
+        const auto* const tile = (const Dot::Input*)scratch.laid_out + (piece.first_token + token) * K;
+        return (const int32_t*)(tile + word * Dot::N * least(TILE, piece.n_tokens - token));
+    };
+    const bool is_last_row = piece.first_token + piece.n_tokens == call.n_tokens;
+    TileBlock block;
+    block.apart = apart;
+    block.n_panels = PARTS == 1 ? piece.n_panels : 1;
+    for (int64_t word = 0; word < n_words; word += block.n_words) {
+        block.n_words = least(BLOCK_WORDS, n_words - word);
+        const int64_t next = word + block.n_words;
+        // From here to the next block of weights, which may be the same panels' first for the next tokens.
+        const int64_t ahead = next < n_words ? block.n_words * WORD_BYTES
+                                             : (is_last_row ? block.n_panels * apart : 0) - word * WORD_BYTES;
+        for (int64_t p = 0; p < piece.n_panels; p += block.n_panels) {
+            block.weights = call.packed + (piece.first_panel + p) * apart + word * WORD_BYTES;
+            for (int64_t t = 0; t < piece.n_tokens; t += TILE) {
+                block.inputs = inputs_of(t, word);
+                block.begins = word ? nullptr : scratch.begins + (piece.first_token + t) * PANEL;
+                block.sums = scratch.sums + p * SUMS + t * PANEL;
+                // The first tile waits for its weights. The others do not: the second has the next ones fetched.
+                block.weights_ahead = t == TILE ? ahead : PREFETCH;
+                block.next_inputs = (const int8_t*)(t + TILE < piece.n_tokens ? inputs_of(t + TILE, word) : inputs_of(0, next));
+                with_number<TILE>(least(TILE, piece.n_tokens - t), [&](auto tokens) { add_panels<tokens>(block); });
+            }
         }
-        for (int64_t p = 0; p < piece.n_panels; p += n_panels)
-            add_tokens(
-                scratch.inputs, call.packed + (piece.first_panel + p) * apart + word * WORD_BYTES, apart,
-                n_panels, n, piece.n_tokens, scratch.sums + p * SUMS
-            );
     }
 }
 
+bool is_once(const W8A8Call& call) {
+    return call.n_tokens <= TILES_ONCE * TILE_ONCE && call.n_tokens * (call.n_inputs / Dot::N) <= W8A8Scratch::WORDS;
+}
+
+const LayOut tiles_layout = {lay_out_tile, TILE, sizeof(Dot::Input), TILE, BLOCK_TOKENS};
+
+const LayOut* find_layout(const W8A8Call& call) { return is_once(call) ? nullptr : &tiles_layout; }
+
 void run_w8a8(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& scratch) {
     // By the call: its last piece may have few tokens, for whom other pieces have read the weights.
-    const int64_t words = call.n_tokens * (call.n_inputs / Dot::N);
-    const bool is_once = call.n_tokens <= TILES_ONCE * TILE_ONCE && words <= W8A8Scratch::WORDS;
-    (is_once ? multiply_once : multiply_blocks)(call, piece, scratch);
+    (is_once(call) ? multiply_once : multiply_blocks)(call, piece, scratch);
     if (call.is_bf16) scale_sums<uint16_t>(call, piece, scratch.sums, SUMS);
     else scale_sums<float>(call, piece, scratch.sums, SUMS);
 }

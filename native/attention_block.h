@@ -170,11 +170,15 @@ OCTAVO_INLINE void pack_values(const T* const* tokens, int64_t d, int32_t* panel
 
 // The block's first n keys and values as columns, in panels as wide as `multiply` takes them. Keys' panels are
 // [words of a head][PANEL], and there are BLOCK_KEYS / PANEL; values' are [words of a block][PANEL],
-// and what of D is left over makes narrower ones.
-template <class Dot, typename T>
-__attribute__((noinline)) void pack(const Block<T>& block, int64_t D, int64_t n, const Scratch& scratch) {
+// and what of D is left over makes narrower ones. For each W keys, and again for each W values, `meanwhile`
+// is called.
+template <class Dot, typename T, class Meanwhile>
+__attribute__((noinline)) void pack(
+    const Block<T>& block, int64_t D, int64_t n, const Scratch& scratch, const Meanwhile& meanwhile
+) {
     const int64_t n_words = D / Dot::N;
-    for (int64_t k = 0; k < n; k += W)
+    for (int64_t k = 0; k < n; k += W) {
+        meanwhile();
         for (int64_t d = 0; d < n_words; d += W) {
             IntVec v[W];
             repeat<W>(OCTAVO_EACH(i) {
@@ -187,12 +191,15 @@ __attribute__((noinline)) void pack(const Block<T>& block, int64_t D, int64_t n,
                 if (i < left) store(panel + (d + i) * PANEL, v[i]);
             });
         }
-    for (int64_t k = 0; k < n; k += Dot::N)
+    }
+    for (int64_t k = 0; k < n; k += Dot::N) {
+        if (k % W == 0) meanwhile();
         for (int64_t d = 0; d < D; d += panel_width(d, D)) {
             int32_t* const panel = scratch.values + d * (BLOCK_KEYS / Dot::N);
             if (panel_width(d, D) == PANEL) pack_values<Dot, COLUMNS>(block.values + k, d, panel, k);
             else pack_values<Dot, 2>(block.values + k, d, panel, k);
         }
+    }
 }
 
 // What `multiply` asks for: a panel; or values as they lie, and then others are fetched meanwhile.

@@ -87,11 +87,11 @@ struct Attend {
         else values_ahead.start(next_begin, block_keys, next_head);
         find_block(call, piece, begin, block_keys, piece.kv_head + head, block);
         unit = find_scales<Dot>(call, block, scratch);
+        const int64_t tile = is_amx ? AMX_TILE : TILE, n_tiles = (head_rows + tile - 1) / tile;
+        // A packed block's tiles have a share each of what is to be fetched, and its packing bit by bit two.
+        const int64_t share = block_lines / (n_tiles + (is_amx ? 0 : 2)) + 1;
         if (is_amx) pack_amx();
-        else if (!is_direct) pack<Dot>(block, D, block.n, scratch);
-        const int64_t tile = is_amx ? AMX_TILE : TILE;
-        // A packed block's tiles share what is to be fetched.
-        const int64_t share = block_lines * tile / head_rows + 1;
+        else if (!is_direct) pack_block(2 * share * W / (2 * block_keys) + 1);
         for (int64_t row = 0; row < head_rows; row += tile) {
             if (!is_direct) keys_ahead.fetch(share), values_ahead.fetch(share);
             if (is_amx) {
@@ -198,6 +198,11 @@ struct Attend {
             }
             d += panel_width(d, D);
         }
+    }
+
+    // Each time so many lines of keys and of values are fetched.
+    void pack_block(int64_t n_lines) const {
+        pack<Dot>(block, D, block.n, scratch, [&] { keys_ahead.fetch(n_lines), values_ahead.fetch(n_lines); });
     }
 
     // Scores of ROWS rows, by packed keys.
@@ -418,7 +423,7 @@ struct Attend {
 
 #if defined(OCTAVO_AMX)
     void pack_amx() const {
-        if constexpr (HAS_AMX) pack<typename Matrices<Dot>::Keys>(block, D, block.room, scratch);
+        if constexpr (HAS_AMX) pack<typename Matrices<Dot>::Keys>(block, D, block.room, scratch, [] {});
     }
 
     void take_block_amx(int64_t row, int64_t rows) const {

@@ -151,8 +151,10 @@ def test_int8_keys_and_values_are_read_and_held_in_fewer_bytes(shape: Path) -> N
         for kv in ("auto", "bf16", "int8")
     }
     assert results["auto"].kv_bytes == results["bf16"].kv_bytes
-    # int8 and a bf16 scale, where bf16 has head_dim = 24 numbers of two bytes
-    assert results["int8"].kv_bytes * 48 == results["bf16"].kv_bytes * 26
+    # 121 tokens: all in one layer, and in three with a window of 8 the last page. Of two heads with
+    # 24 elements pages hold 32 tokens in bf16; 64 in int8, with a bf16 scale each.
+    assert results["bf16"].kv_bytes == (4 + 3) * 2 * 32 * 2 * 24 * 2
+    assert results["int8"].kv_bytes == (2 + 3) * 2 * 64 * 2 * (24 + 2)
 
 
 @pytest.mark.parametrize(

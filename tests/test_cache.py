@@ -111,7 +111,7 @@ def test_a_page_counts_all_its_bytes() -> None:
     config = small_config((None, 64), n_layers=4, n_kv_heads=2, head_dim=24)
     layout = CacheLayout.of(config, torch.bfloat16)
     pool = PagePool(layout, 10)  # and the spare page
-    assert layout.page_bytes == 2 * 2 * 16 * 2 * 24 * 2
+    assert layout.page_bytes == 2 * 2 * 32 * 2 * 24 * 2
     assert pool.keys.nbytes + pool.values.nbytes == 11 * layout.page_bytes
     layout = CacheLayout.of(config, torch.int8)
     pool = PagePool(layout, 10)

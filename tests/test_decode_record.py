@@ -154,13 +154,14 @@ def test_recordings_share_their_memory_and_are_replayed_in_any_order(
 def test_only_its_own_slots_are_written(model: Transformer, replays: list[Recording]) -> None:
     pool = new_pool(model)
     decode = recorded(model, pool)
-    caches = fill(model, pool, [16, 5])
+    page = pool.layout.page_size
+    caches = fill(model, pool, [page, 5])
     for _ in range(3):
         for tensor in (pool.keys, pool.values):
             tensor.fill_(99)
         step(decode, [7, 8], caches)
         own = {
-            (int(table.ids[row, (cache.length - 1) // 16]), (cache.length - 1) % 16)
+            (int(table.ids[row, (cache.length - 1) // page]), (cache.length - 1) % page)
             for cache in caches
             for table in cache.tables
             for row in range(len(table.ids))
@@ -238,8 +239,8 @@ def test_sizes_that_pytorch_computes_leave_the_others_as_they_are(
     model: Transformer, monkeypatch: pytest.MonkeyPatch, replays: list[Recording]
 ) -> None:
     """As a bf16 head's, of which the library takes no more than some tokens."""
-    monkeypatch.setattr(linear, "MOST_TOKENS", 2)
-    monkeypatch.setattr(linear, "MOST_TOKENS_BF16", 2)
+    for name in ("MOST_TOKENS", "MOST_TOKENS_AVX512", "MOST_TOKENS_AMX"):
+        monkeypatch.setattr(linear, name, 2)
     pool = new_pool(model)
     decode = recorded(model, pool)
     lens = [20, 30, 40]

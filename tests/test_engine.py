@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams, Transformer
-from octavo.cache import PAGE_SIZE, CacheLayout
+from octavo.cache import CacheLayout, tokens_of_page
 from octavo.cache.planner import working_bytes
 from octavo.checkpoint import DEMO
 from octavo.engine.decode import decode_bytes
@@ -24,6 +24,7 @@ from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
 from octavo.tokenizer import Tokenizer
 
+PAGE_SIZE = tokens_of_page(torch.float32)
 CHUNK = 64
 
 

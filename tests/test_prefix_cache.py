@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from octavo import SamplingParams
-from octavo.cache import PAGE_SIZE, CacheLayout, PagePool, RaggedCache, block_digests
+from octavo.cache import CacheLayout, PagePool, RaggedCache, block_digests, tokens_of_page
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import Sequence
 from tests.checkpoints import small_config
 
+PAGE_SIZE = tokens_of_page(torch.float32)
 WINDOW = 3 * PAGE_SIZE
 
 

@@ -8,14 +8,13 @@ from octavo.cache.batch import (
     new_tokens,
     slot_mapping,
 )
-from octavo.cache.layout import KV_DTYPES, PAGE_SIZE, CacheLayout, kv_dtype
+from octavo.cache.layout import KV_DTYPES, CacheLayout, kv_dtype, tokens_of_page
 from octavo.cache.pool import OutOfPages, PagePool
 from octavo.cache.prefix import block_digests
 from octavo.cache.ragged import RaggedCache
 
 __all__ = [
     "KV_DTYPES",
-    "PAGE_SIZE",
     "CacheLayout",
     "LayerPages",
     "OutOfPages",
@@ -28,4 +27,5 @@ __all__ = [
     "kv_dtype",
     "new_tokens",
     "slot_mapping",
+    "tokens_of_page",
 ]

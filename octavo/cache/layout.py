@@ -1,10 +1,10 @@
 """How the layers' keys and values share pages.
 
-A page holds the keys and values of PAGE_SIZE neighbouring tokens, in several layers of one kind: a
-kind is all layers with the same window. Pages of every kind have the same size, so that one pool
+A page holds the keys and values of some neighbouring tokens, in several layers of one kind: a kind
+is all layers with the same window. Pages of every kind have the same size, so that one pool
 serves them all: the layers of a page are as many as divide the layers of each kind. Ministral-8B
-has 9 full layers and 27 windowed ones; a page holds 9 layers, and 16 tokens take one page in the
-full layers and three in the windowed ones.
+has 9 full layers and 27 windowed ones; a page holds 9 layers, and a page's tokens take one page in
+the full layers and three in the windowed ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from octavo.config import ModelConfig
 from octavo.errors import ConfigError
 from octavo.kernels.kv_pages import SCALE_DTYPE
 
-PAGE_SIZE = 16  # tokens
 KV_DTYPES = ("auto", "bf16", "int8")
+# Of a page's tokens in one element of a head. A page is what a step of decoding takes of a head at
+# a time on a CPU (DIRECT_BYTES in native/attention_kernel.h): so it reads memory from end to end.
+PAGE_BYTES = 64
 
 
 def kv_dtype(kv_cache_dtype: str, model_dtype: torch.dtype) -> torch.dtype:
@@ -33,6 +35,11 @@ def kv_dtype(kv_cache_dtype: str, model_dtype: torch.dtype) -> torch.dtype:
             f"kv_cache_dtype: {kv_cache_dtype!r} is not one of {', '.join(KV_DTYPES)}"
         )
     return {"auto": model_dtype, "bf16": torch.bfloat16, "int8": torch.int8}[kv_cache_dtype]
+
+
+def tokens_of_page(dtype: torch.dtype) -> int:
+    """How many tokens' keys and values a page holds, in this dtype: 64 in int8, 32 in bf16."""
+    return PAGE_BYTES // dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class CacheLayout:
 
     Attributes:
         windows: the kinds of layer: tokens, or None for full attention.
-        rows: of each kind, the pages that PAGE_SIZE tokens take.
+        rows: of each kind, the pages that page_size tokens take.
         places: of each layer.
         layers_per_page: layers that a page serves.
         n_kv_heads, head_dim: of the model.
@@ -65,11 +72,17 @@ class CacheLayout:
     n_kv_heads: int
     head_dim: int
     dtype: torch.dtype
-    page_size: int = PAGE_SIZE
+    page_size: int
 
     @classmethod
-    def of(cls, config: ModelConfig, dtype: torch.dtype, page_size: int = PAGE_SIZE) -> CacheLayout:
-        """The layout for a model; `dtype` as `kv_dtype` gives it."""
+    def of(
+        cls, config: ModelConfig, dtype: torch.dtype, page_size: int | None = None
+    ) -> CacheLayout:
+        """The layout for a model; `dtype` as `kv_dtype` gives it.
+
+        Args:
+            page_size: tokens; None is as `tokens_of_page` says.
+        """
         windows = [None if w is None or w >= config.max_seq_len else w for w in config.windows]
         kinds = tuple(dict.fromkeys(windows))
         counts = [windows.count(kind) for kind in kinds]
@@ -88,7 +101,7 @@ class CacheLayout:
             n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim,
             dtype=dtype,
-            page_size=page_size,
+            page_size=page_size or tokens_of_page(dtype),
         )
 
     @property

@@ -62,6 +62,8 @@ void find_block(
 // weights: which takes wide vectors a fifth of the time.
 constexpr int64_t while_multiplying(int64_t n) { return W == 16 ? n * 3 / 4 : n; }
 constexpr int64_t while_weighing(int64_t n) { return W == 16 ? n / 4 : 0; }
+// Steps of `Direct` whose lines are asked for together: memory is quicker then, wide vectors by 2 to 5 %.
+constexpr int64_t TOGETHER = W == 16 ? 8 : 1;
 
 // Keys or values that are fetched before their turn, line by line: as many at a time as there is work
 // meanwhile, for the cache waits for some twenty lines at once and stops at one more. They are fetched in
@@ -219,8 +221,11 @@ struct Direct {
     OCTAVO_INLINE void operator()(int64_t i, IntVec (&out)[C]) const {
         Dot::interleave(tokens + i * Dot::N, d, out);
         constexpr int BYTES = Dot::N * C * W * sizeof(T);
-        if (BYTES >= 64) ahead.fetch(while_multiplying(BYTES / 64));
-        else if (i % (64 / BYTES) == 0) ahead.fetch(1);
+        if (BYTES < 64) {
+            if (i % (64 / BYTES) == 0) ahead.fetch(1);
+        } else if (i % TOGETHER == 0) {
+            ahead.fetch(while_multiplying(TOGETHER * BYTES / 64));
+        }
     }
 };
 

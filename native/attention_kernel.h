@@ -183,8 +183,7 @@ struct Attend {
         if (!is_direct) score<ROWS>(tile);
         else if constexpr (W == 16) score_pairs<ROWS>(tile);
         else score_direct<ROWS>(tile);
-        constexpr int TOGETHER = W == 16 ? ROWS : 1;
-        soften<TOGETHER>(tile, ROWS);
+        soften<W == 16 ? ROWS : 1>(tile, ROWS);
         for (int64_t d = 0; d < D;) {
             const bool is_wide = panel_width(d, D) == PANEL;
             if (is_direct) {
@@ -267,13 +266,13 @@ struct Attend {
         const int32_t* const queries = scratch.queries + tile.row / head_rows * PAIRS * 4 * stride;
         for (int64_t k = 0; k < tile.n; k += W) {
             Sum sums[PAIRS][2];
+            values_ahead.fetch(while_multiplying(W * D * int64_t(sizeof(T)) / 64));
             repeat<2>(OCTAVO_EACH(half) {
                 const T* const* const keys = block.keys + k + half * 8;
                 Sum own[PAIRS][4];
                 repeat<PAIRS * 4>(OCTAVO_EACH(i) { own[i / 4][i % 4] = Sum{}; });
                 for (int64_t w = 0; w < n_words; w += W) {
                     const int64_t d = w * Dot::N;
-                    values_ahead.fetch(while_multiplying(8));
                     IntVec rows[4 * PAIRS];
                     repeat<4 * PAIRS>(OCTAVO_EACH(i) {
                         rows[i] = load(queries + w * 4 * PAIRS + i * W);

@@ -152,7 +152,7 @@ struct TileBlock {
     int64_t apart, n_panels;  // from a panel to the next one in bytes, and how many they are
     int64_t n_words;
     int32_t* sums;  // [panel][token][PANEL]
-    // What is fetched meanwhile: of each panel what is so many bytes ahead, and what the next tile is given.
+    // What is fetched meanwhile: of each panel what is so many bytes ahead; and what the next tile is given, or null.
     int64_t weights_ahead;
     const int8_t* next_inputs;
 };
@@ -186,7 +186,7 @@ void add_panels(const TileBlock& block) {
     const int64_t n_bytes = block.n_words * TOKENS * int64_t(sizeof(int32_t));
     const int64_t share = n_bytes * SIDE / block.n_panels;
     for (int64_t p = 0; p < block.n_panels;) {
-        for (int64_t i = 0; PARTS == 1 && i < share; i += LINE_BYTES)
+        for (int64_t i = 0; block.next_inputs && i < share; i += LINE_BYTES)
             fetch_line_early(block.next_inputs + p / SIDE * share + i);
         const auto add = [&](auto side) {
             add_tile<TOKENS, side>(block, p);
@@ -303,7 +303,8 @@ void multiply_blocks(const W8A8Call& call, const W8A8Piece& piece, W8A8Scratch& 
                 block.sums = scratch.sums + p * SUMS + t * PANEL;
                 // The first tile waits for its weights. The others do not: the second has the next ones fetched.
                 block.weights_ahead = t == TILE ? ahead : PREFETCH;
-                block.next_inputs = (const int8_t*)(t + TILE < piece.n_tokens ? inputs_of(t + TILE, word) : inputs_of(0, next));
+                const int32_t* const inputs = t + TILE < piece.n_tokens ? inputs_of(t + TILE, word) : inputs_of(0, next);
+                block.next_inputs = p ? nullptr : (const int8_t*)inputs;
                 with_number<TILE>(least(TILE, piece.n_tokens - t), [&](auto tokens) { add_panels<tokens>(block); });
             }
         }

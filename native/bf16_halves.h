@@ -16,7 +16,7 @@ constexpr int64_t PIECE = 8;  // inputs of a quarter
 // How a tile's inputs are laid out.
 struct TileOfHalves {
     static constexpr int MOST = W;     // tokens, whose sums of a row are one vector
-    static constexpr int BY_ROWS = 4;  // up to which rows are in the quarters: they are read from memory in lines
+    static constexpr int BY_ROWS = 4;  // up to which rows are in the quarters: they are read a line at a time
     const int64_t n_tokens;
 
     bool is_by_rows() const { return n_tokens <= BY_ROWS; }
@@ -53,7 +53,9 @@ __attribute__((noinline)) void dot_rows(
         });
         const IntVec a = quarters<0, 1>(lines[0], lines[1]), b = quarters<0, 1>(lines[2], lines[3]);
         const IntVec c = quarters<2, 3>(lines[0], lines[1]), d = quarters<2, 3>(lines[2], lines[3]);
-        const IntVec pieces[4] = {quarters<0, 2>(a, b), quarters<1, 3>(a, b), quarters<0, 2>(c, d), quarters<1, 3>(c, d)};
+        const IntVec pieces[4] = {
+            quarters<0, 2>(a, b), quarters<1, 3>(a, b), quarters<0, 2>(c, d), quarters<1, 3>(c, d)
+        };
         repeat<4>(OCTAVO_EACH(i) {
             const uint16_t* const inputs = x + (k + i * PIECE) * TOKENS;
             repeat<TOKENS>(OCTAVO_EACH(t) {
@@ -97,8 +99,9 @@ __attribute__((noinline)) void dot_tokens(
     });
 }
 
+// f(side) for all of n_rows rows.
 template <int ROWS, typename F>
-void by_rows(int64_t n_rows, const F& f) {
+void each_side(int64_t n_rows, const F& f) {
     for (int64_t i = 0; i < SideBySide<ROWS>::count(n_rows); i++) f(SideBySide<ROWS>(i, n_rows));
 }
 
@@ -108,11 +111,13 @@ void sum_tile(
 ) {
     if (tile.is_by_rows())
         return with_number<TileOfHalves::BY_ROWS>(tile.n_tokens, [&](auto tokens) {
-            by_rows<4>(n_rows, [&](const auto& side) { dot_rows<tokens>(x, weight, K, side, sums); });
+            each_side<4>(n_rows, [&](const auto& side) { dot_rows<tokens>(x, weight, K, side, sums); });
         });
     with_number<4>(tile.n_columns() / 4, [&](auto groups) {
-        constexpr int ROWS = groups == 4 ? 6 : 4;  // more runs at once are slower, fewer sums wait for each other
-        by_rows<ROWS>(n_rows, [&](const auto& side) { dot_tokens<ROWS, groups>(x, weight, K, side, sums); });
+        // Memory is quickest to give four runs at once. But four rows would read 16 tokens' inputs, which are
+        // in the second-level cache, half as often again as six.
+        constexpr int ROWS = groups == 4 ? 6 : 4;
+        each_side<ROWS>(n_rows, [&](const auto& side) { dot_tokens<ROWS, groups>(x, weight, K, side, sums); });
     });
 }
 

@@ -17,8 +17,8 @@ from octavo.kernels.quantized import QuantizedTokens
 
 PANEL = 16  # outputs, as in native/linear.h
 INPUT_MULTIPLE = 16
-# Up to so many tokens the library's bf16 product is the fastest. Beyond, blocks in fp32 are; or where
-# the CPU multiplies bf16 by itself, by AVX-512 or by AMX, PyTorch's own product.
+# Up to so many tokens the library's bf16 product is the fastest. Beyond, blocks in fp32 are; or
+# where the CPU multiplies bf16 by itself, by AVX-512 or by AMX, PyTorch's own product.
 MOST_TOKENS, MOST_TOKENS_AVX512, MOST_TOKENS_AMX = 64, 96, 32
 
 

@@ -79,9 +79,10 @@ class Answer {
     const { completion_tokens: n, prompt_tokens, prompt_tokens_details: details } = this.usage ?? {};
     if (n) {
       parts.push(`${n} tokens`);
-      // The first token waits for the prompt; the speed is that of the others.
+      // The first token waits for the prompt; the speed is that of the others, if they were not all
+      // there at once. Browsers' clocks may tell a tenth of a millisecond.
       const seconds = (this.last - (this.first ?? this.started)) / 1000;
-      if (n > 1 && seconds > 0.01) parts.push(`${((n - 1) / seconds).toFixed(1)} tokens/s`);
+      if (n > 1 && seconds > 0.001) parts.push(`${((n - 1) / seconds).toFixed(1)} tokens/s`);
       if (this.first) parts.push(`first after ${((this.first - this.started) / 1000).toFixed(2)} s`);
       parts.push(`${details?.cached_tokens ?? 0} of ${prompt_tokens} prompt tokens cached`);
     }

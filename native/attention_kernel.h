@@ -10,7 +10,7 @@ namespace {
 
 constexpr float NEVER = -__builtin_inff();
 constexpr int SIDE = 2;  // keys that are multiplied as they lie, at a time
-constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed
+constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed; a page has as many
 
 // Neighbouring rows that take a block in together.
 struct Tile {
@@ -91,7 +91,7 @@ struct Attend {
         // A packed block's tiles have a share each of what is to be fetched, and its packing bit by bit two.
         const int64_t share = block_lines / (n_tiles + (is_amx ? 0 : 2)) + 1;
         if (is_amx) pack_amx();
-        else if (!is_direct) pack_block(2 * share * W / (2 * block_keys) + 1);
+        else if (!is_direct) pack_block(share * W / block_keys + 1);
         for (int64_t row = 0; row < head_rows; row += tile) {
             if (!is_direct) keys_ahead.fetch(share), values_ahead.fetch(share);
             if (is_amx) {

@@ -24,16 +24,10 @@ struct TileOfHalves {
     int64_t n_columns() const { return is_by_rows() ? n_tokens : (n_tokens + 3) / 4 * 4; }
 };
 
-// Rows that are read side by side, as runs of memory: the r-th of them begins with the row r · length.
-// What is left over is the last row again.
+// Rows that are read side by side, one of each run of memory.
 template <int N>
 struct SideBySide {
     int64_t rows[N];
-    SideBySide(int64_t i, int64_t n_rows) {
-        const int64_t length = (n_rows + N - 1) / N;
-        for (int r = 0; r < N; r++) rows[r] = least(r * length + i, n_rows - 1);
-    }
-    static int64_t count(int64_t n_rows) { return (n_rows + N - 1) / N; }
 };
 
 constexpr int64_t PREFETCH_HALVES = 1024;  // numbers ahead in each run
@@ -99,10 +93,15 @@ __attribute__((noinline)) void dot_tokens(
     });
 }
 
-// f(side) for all of n_rows rows.
-template <int ROWS, typename F>
+// f(side) for all of n_rows rows, in N runs. What is left over is the last row again.
+template <int N, typename F>
 void each_side(int64_t n_rows, const F& f) {
-    for (int64_t i = 0; i < SideBySide<ROWS>::count(n_rows); i++) f(SideBySide<ROWS>(i, n_rows));
+    const int64_t length = (n_rows + N - 1) / N;
+    for (int64_t i = 0; i < length; i++) {
+        SideBySide<N> side;
+        for (int r = 0; r < N; r++) side.rows[r] = least(r * length + i, n_rows - 1);
+        f(side);
+    }
 }
 
 // sums[row][W], a token a lane, of a tile and the n_rows rows of `weight`.
@@ -151,10 +150,8 @@ void run_halves(const BF16Call& call, const uint16_t* inputs, int64_t first, int
             for (int64_t r = 0; r < W; r++) own[r] = (IntVec)load(sums + (row + r) * W);
             transpose(own);
             for (int64_t t = 0; t < tile.n_tokens; t++) {
-                uint16_t numbers[W];
-                store(numbers, (Vec)own[t]);
                 uint16_t* const to = call.out + (tiles.first(i) + t) * call.n_outputs + first + row;
-                memcpy(to, numbers, least(W, n - row) * sizeof *numbers);
+                store_first(to, (Vec)own[t], n - row);
             }
         }
     }

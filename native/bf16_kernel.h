@@ -101,11 +101,8 @@ void run_singles(const BF16Call& call, const float* inputs, int64_t first, int64
         });
     }
     for (int64_t t = 0; t < call.n_tokens; t++)
-        for (int64_t i = 0; i < n; i += W) {
-            uint16_t numbers[W];
-            store(numbers, load(sums + t * n + i));
-            memcpy(call.out + t * call.n_outputs + first + i, numbers, least(W, n - i) * sizeof *numbers);
-        }
+        for (int64_t i = 0; i < n; i += W)
+            store_first(call.out + t * call.n_outputs + first + i, load(sums + t * n + i), n - i);
 }
 
 #if OCTAVO_WIDTH == 16

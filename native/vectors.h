@@ -116,6 +116,13 @@ OCTAVO_INLINE void store(uint16_t* p, Vec v) {  // to the nearest, ties to even
 #endif
 }
 
+// No more than the first n lanes.
+OCTAVO_INLINE void store_first(uint16_t* p, Vec v, int64_t n) {
+    uint16_t numbers[W];
+    store(numbers, v);
+    memcpy(p, numbers, least(W, n) * sizeof *numbers);
+}
+
 OCTAVO_INLINE void store(int8_t* p, IntVec v) {  // the lowest byte of each
 #if defined(OCTAVO_AVX512)
     _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)v));

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from octavo.checkpoint import open_checkpoint
 from octavo.kernels.cpu import append, attention, library, linear, rows
+from octavo.model import Transformer
+from tests.checkpoints import small_config, write_mistral
 
 KERNELS: tuple[tuple[Any, str], ...] = (
     (append, "storing keys and values"),
@@ -47,6 +51,14 @@ def test_where_all_compute_wrong_pytorch_does(
             assert kernel.best_isa.__wrapped__() is None
         assert f"{what} by {library.ISAS[library.widest()]}" in caplog.text
         assert "PyTorch's runs" in caplog.text
+
+
+def test_a_load_checks_all_kernels_before_it_takes_memory(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_mistral(tmp_path, small_config()))
+    for kernel, _ in KERNELS:
+        kernel.best_isa.cache_clear()
+    Transformer.from_checkpoint(checkpoint, pack=False)
+    assert all(kernel.best_isa.cache_info().currsize == 1 for kernel, _ in KERNELS)
 
 
 class _LongerCall(ctypes.Structure):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from octavo.model import Transformer
+from octavo.model.transformer import Stream
 from tests.checkpoints import small_config, write_hugging_face, write_mistral, write_w8a8
 
 # Peak resident memory above that of a process which has run a model already, so that libraries
@@ -151,6 +154,22 @@ def test_long_prefill_grows_by_its_cache_alone(tmp_path: Path) -> None:
     # The second half of the prompt adds half of its keys and values; its scores alone, were they
     # all in memory at once, would be 4 heads * 8,192² * 4 bytes = 1 GB.
     assert measure(PREFILL, write_mistral(tmp_path, config), length) < full
+
+
+def test_a_pass_keeps_nothing_of_what_the_stream_was(tmp_path: Path) -> None:
+    model = Transformer.from_folder(write_mistral(tmp_path, small_config(n_layers=4)))
+    before: list[weakref.ref[torch.Tensor]] = []
+
+    def watch(layer: torch.nn.Module, arguments: tuple[Stream, object, object, object]) -> None:
+        assert [each() for each in before] == [None] * len(before)
+        stream = arguments[0]
+        before[:] = [weakref.ref(each) for each in (stream.x, stream.added) if each is not None]
+
+    for layer in model.layers:
+        layer.register_forward_pre_hook(watch)
+    with torch.inference_mode():
+        model(torch.arange(8), [8])
+    assert len(before) == 2
 
 
 def test_a_model_without_weights_costs_no_memory() -> None:

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from octavo import kernels
 from octavo.config import ModelConfig
 from octavo.device import CPU
 from octavo.model import Transformer
 from octavo.model.linear import LinearW8A8
-from octavo.process import return_free_memory
+from octavo.process import return_free_memory, return_unused_memory
 
 DTYPE = torch.bfloat16  # of what is not quantised, and of the computation
 BLOCK_ELEMENTS = 2**22 + 257  # odd, so that equal numbers are not below each other in a matrix
@@ -31,6 +32,8 @@ def random_model(config: ModelConfig, seed: int = 0, device: torch.device = CPU)
         seed: the same seed gives the same weights on the same kind of device.
         device: where they are made, and stay.
     """
+    kernels.check_kernels(device)
+    return_unused_memory()
     with torch.device("meta"):
         model = Transformer(config)
     blocks = RandomBlocks(seed, device)
@@ -48,6 +51,8 @@ def random_model(config: ModelConfig, seed: int = 0, device: torch.device = CPU)
             return_free_memory()  # matrices under 32 MiB lie in the heap, and leave holes there
     if config.tied_embeddings:
         model.output.weight = model.tok_embeddings.weight
+    del blocks
+    return_unused_memory()
     return model.requires_grad_(False).eval()
 
 

@@ -74,16 +74,20 @@ class Run:
     @torch.inference_mode()
     def read_prompts(self) -> float:
         """Fill the context anew, then read all prompts; the seconds that reading them took."""
-        blocks = RandomBlocks(self.settings.seed, self.model.device)
-        for cache in self.caches:
-            cache.free()
-            if self.settings.context:
-                fill(cache, self.settings.context, self.settings.chunk, blocks)
+        self._fill_context()
         started = self._now()
         n_read = [0] * self.settings.batch
         while n_read[-1] < self.settings.prompt:
             self._read_chunk(n_read)
         return self._now() - started
+
+    def _fill_context(self) -> None:
+        """Begin all sequences anew; nothing but their pages is kept of it."""
+        blocks = RandomBlocks(self.settings.seed, self.model.device)
+        for cache in self.caches:
+            cache.free()
+            if self.settings.context:
+                fill(cache, self.settings.context, self.settings.chunk, blocks)
 
     @torch.inference_mode()
     def generate(self, between: Callable[[], object] = lambda: None) -> Steps:

@@ -42,6 +42,11 @@ def _of(x: Tensor | QuantizedTokens) -> ModuleType:
     return backend((x if isinstance(x, Tensor) else x.q).device.type)
 
 
+def check_kernels(device: torch.device) -> None:
+    """Choose a CPU's kernels now: to check them takes memory, which a model may take later."""
+    backend(device.type).check_kernels()
+
+
 def reuse_memory(device: torch.device) -> AbstractContextManager[None]:
     """Within, large results on a device are made in memory that is kept for the next time."""
     context: AbstractContextManager[None] = backend(device.type).reuse_memory()

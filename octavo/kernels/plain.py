@@ -21,6 +21,10 @@ from octavo.kernels.reference import add_rms_norm, rms_norm, silu_mul
 from octavo.kernels.widened import linear
 
 
+def check_kernels() -> None:
+    """Nothing: they are the definitions, or checked when they are first used."""
+
+
 def pack_w8a8(weight: Tensor) -> None:
     """Nothing: the definition takes weights as they lie in a checkpoint."""
 
@@ -39,6 +43,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "check_kernels",
     "empty",
     "linear",
     "linear_w8a8",

@@ -20,11 +20,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from octavo import kernels
 from octavo.checkpoint import Checkpoint
 from octavo.checkpoint.read_ahead import read_ahead
 from octavo.checkpoint.tensors import TensorInfo
 from octavo.device import CPU
 from octavo.model.linear import LinearW8A8, pack_linears
+from octavo.process import return_unused_memory
 
 if TYPE_CHECKING:
     from octavo.model.transformer import Transformer
@@ -58,6 +60,8 @@ def load_weights(
         ConfigError: a dtype that is none.
         CheckpointError: a file that has gone or changed since it was opened.
     """
+    kernels.check_kernels(device)
+    return_unused_memory()
     on_host = device.type == "cpu"
     modules = [(name, module) for name, module in model.named_modules() if _owns_tensors(module)]
     whole = {name for name, m in modules if not on_host or (pack and isinstance(m, LinearW8A8))}
@@ -79,6 +83,7 @@ def load_weights(
         held = model.state_dict()  # without what was packed
         mapped = (n for n in checkpoint.tensors if n in held and checkpoint.stays_mapped(n, dtype))
         model.mapped_bytes = _n_bytes(checkpoint.tensors[name] for name in mapped)
+    return_unused_memory()
     model.requires_grad_(False).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +36,26 @@ from octavo.model.loading import load_weights
 from octavo.model.rope import rotary_angles
 
 
+@dataclass
+class Stream:
+    """The residual stream on its way through the layers, in a place of its own.
+
+    So nobody keeps what it was before: of a chunk of 512 tokens that is 8 MB.
+
+    Attributes:
+        x: [T, dim].
+        added: what the block before gave, [T, dim], still to be added to x: norms add it, so that
+            the stream is read once for both; None for nothing.
+    """
+
+    x: Tensor
+    added: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """[T, dim], nothing to be added."""
+        return self.x if self.added is None else self.x + self.added
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm.
 
@@ -53,21 +74,16 @@ class RMSNorm(nn.Module):
         """[T, dim] to the same, in x's dtype."""
         return kernels.rms_norm(x, self.weight, self.eps)
 
-    def for_linears(self, x: Tensor, added: Tensor | None) -> tuple[Tensor, LinearInput]:
-        """The stream and its norm, as the linears after it take it.
-
-        Args:
-            x: the stream, [T, dim].
-            added: what the block before gives, [T, dim], which is added first; None for nothing.
-
-        Returns:
-            x + added, and the norm of that.
-        """
+    def for_linears(self, stream: Stream) -> LinearInput:
+        """The norm of the stream, as the linears after it take it; what was to be added is."""
+        x, added = stream.x, stream.added
         if added is None:
             norm = kernels.rms_norm_quantize if self.quantizes else kernels.rms_norm
-            return x, norm(x, self.weight, self.eps)
+            return norm(x, self.weight, self.eps)
         add_norm = kernels.add_rms_norm_quantize if self.quantizes else kernels.add_rms_norm
-        return add_norm(x, added, self.weight, self.eps)
+        stream.x, normed = add_norm(x, added, self.weight, self.eps)
+        stream.added = None
+        return normed
 
 
 class FeedForward(nn.Module):
@@ -103,25 +119,16 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        added: Tensor | None,
+        stream: Stream,
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Norms add what the block before gave, so that the stream is read once for both.
-
-        Args:
-            x: the stream, [T, dim].
-            added: what the layer before gave, still to be added to it; None for nothing.
-            rotary, seqlens, batch: as in `Attention.attend`.
-
-        Returns:
-            The stream, and what is still to be added to it after this layer.
-        """
-        x, normed = self.attention_norm.for_linears(x, added)
-        x, normed = self.ffn_norm.for_linears(x, self.attention(normed, rotary, seqlens, batch))
-        return x, self.feed_forward(normed)
+    ) -> None:
+        """Move the stream on; the other arguments are as in `Attention.attend`."""
+        normed = self.attention_norm.for_linears(stream)
+        stream.added = self.attention(normed, rotary, seqlens, batch)
+        normed = self.ffn_norm.for_linears(stream)
+        stream.added = self.feed_forward(normed)
 
 
 def _norm_before(config: ModelConfig, *linears: AnyLinear) -> RMSNorm:
@@ -287,10 +294,11 @@ class Transformer(nn.Module):
         batch: PassPages | None,
     ) -> Tensor:
         """The same, of embeddings [T, dim] and the angles of their positions."""
-        added: Tensor | None = None
+        stream = Stream(x)
+        del x
         for layer in self.layers:
-            x, added = layer(x, added, rotary, seqlens, batch)
-        _, normed = self.norm.for_linears(x, added)
+            layer(stream, rotary, seqlens, batch)
+        normed = self.norm.for_linears(stream)
         assert isinstance(normed, Tensor)
         return normed
 

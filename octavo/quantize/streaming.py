@@ -24,7 +24,7 @@ from octavo.evaluate.divergence import Divergence
 from octavo.model.linear import Linear
 from octavo.model.rope import rotary_angles
 from octavo.model.streamed import load_layer
-from octavo.model.transformer import RMSNorm
+from octavo.model.transformer import RMSNorm, Stream
 from octavo.quantize.activations import Activations, Chunk, make_chunks
 from octavo.quantize.calibration import Samples
 from octavo.quantize.journal import Journal
@@ -153,9 +153,9 @@ class StreamingQuantizer:
         layer = load_layer(self.checkpoint, index, self.dtype).to(self.device)
         for chunk in self.held_out:
             rows = self._own_rows(chunk)
-            x = source_original.read(rows).to(self.device)
-            x, added = layer(x, None, self._angles(chunk), chunk.seqlens, None)
-            target_original.write(rows, x + added)
+            stream = Stream(source_original.read(rows).to(self.device))
+            layer(stream, self._angles(chunk), chunk.seqlens, None)
+            target_original.write(rows, stream.total())
         quantize_layer(
             layer,
             index,

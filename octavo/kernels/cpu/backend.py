@@ -2,6 +2,7 @@
 
 from octavo.kernels.cpu.append import rotary_append
 from octavo.kernels.cpu.attention import attention, paged_attention
+from octavo.kernels.cpu.checks import check_kernels
 from octavo.kernels.cpu.library import empty, reuse_memory
 from octavo.kernels.cpu.linear import linear
 from octavo.kernels.cpu.rows import (
@@ -19,6 +20,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "check_kernels",
     "empty",
     "linear",
     "linear_w8a8",

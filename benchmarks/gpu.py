@@ -36,6 +36,7 @@ from benchmarks.processes import Finished, run
 from octavo.bench.random_model import DTYPE
 from octavo.bench.shapes import find_shape
 from octavo.checkpoint import writer
+from octavo.config import ModelConfig
 from octavo.device import choose_device
 from octavo.errors import ConfigError
 from octavo.version import __version__
@@ -115,6 +116,14 @@ class Unfinished(SystemExit):
         self.figures = figures
 
 
+def linears_of_a_prompt(config: ModelConfig) -> list[str]:
+    """Those that all of its tokens go through: not the head, nor what the last layer leaves out."""
+    after = tuple(
+        f"layers.{config.n_layers - 1}.{name}" for name in ("attention.wo", "feed_forward")
+    )
+    return [name for name in config.linear_names()[:-1] if not name.startswith(after)]
+
+
 class Benchmark:
     """All parts of one run.
 
@@ -136,7 +145,7 @@ class Benchmark:
         """One part after another; what there is so far is in the file after each."""
         options = self.options
         config = find_shape(options.shape, options.layers)
-        shapes = [config.linear_shape(name) for name in config.linear_names()[:-1]]
+        shapes = [config.linear_shape(name) for name in linears_of_a_prompt(config)]
         result: Result = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": {"system": platform.platform(terse=True), "gpu": self._gpu()},

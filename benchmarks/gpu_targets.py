@@ -48,7 +48,8 @@ def _decode(result: Result) -> Iterator[Row]:
 def _prefill(result: Result) -> Iterator[Row]:
     """The prompt's linears over the whole time, as if nothing else took any; and tokens a second.
 
-    The head is left out, since only the last token goes through it.
+    Only those that all tokens go through: the rest of the last layer, and the head, are the last
+    token's alone.
     """
     own = result.get("prefill")
     if own is None:

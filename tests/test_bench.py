@@ -264,9 +264,9 @@ def test_prompts_are_read_in_chunks_and_each_is_read_whole(monkeypatch: pytest.M
     passes: list[list[int]] = []
     hidden = Transformer.hidden
 
-    def spy(self: Transformer, ids: Any, lens: Any, caches: Any) -> Any:
+    def spy(self: Transformer, ids: Any, lens: Any, *rest: Any) -> Any:
         passes.append(list(lens))
-        return hidden(self, ids, lens, caches)
+        return hidden(self, ids, lens, *rest)
 
     monkeypatch.setattr(Transformer, "hidden", spy)
     run = Run(settings(batch=3, prompt=20, chunk=16, context=40), random_model(CONFIG))

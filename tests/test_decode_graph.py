@@ -115,13 +115,12 @@ def test_the_device_is_told_the_lengths_that_the_host_knows(
     told: list[tuple[list[int], list[int]]] = []
     compute = demo.model.run
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        batch = arguments[-1]
+    def watched(ids: Any, positions: Any, lengths: Any, batch: Any, *rest: Any) -> torch.Tensor:
         for lens in (batch.query_lens, batch.kv_lens):
             on_device = lens.on(torch.device("cpu"))
             assert on_device.dtype == torch.int32
             told.append((on_device.tolist(), list(lens)))
-        return compute(*arguments)
+        return compute(ids, positions, lengths, batch, *rest)
 
     monkeypatch.setattr(demo.model, "run", watched)
     run(with_decode(engine(demo)), prompts(demo.tokenizer, 3), greedy(5))

@@ -19,6 +19,7 @@ from benchmarks import gpu
 from benchmarks.gpu_targets import rows_of
 from benchmarks.processes import Finished
 from benchmarks.targets import Row
+from octavo.bench.shapes import find_shape
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -55,6 +56,12 @@ def test_all_parts_run_on_a_cpu_with_a_small_shape(tmp_path: Path) -> None:
     assert ("prefill, 40 tokens", "transformers") in whats
     table = path.with_suffix(".md").read_text()
     assert table in done.stdout and "| passkey in 512 tokens, 1 tries |" in table
+
+
+def test_the_linears_of_a_prompt_are_those_that_all_of_its_tokens_go_through() -> None:
+    names = gpu.linears_of_a_prompt(find_shape("demo", 2))
+    whole = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
+    assert [name.rsplit(".")[-1] for name in names] == [*whole, "wq", "wk", "wv"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

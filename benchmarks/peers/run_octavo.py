@@ -28,8 +28,8 @@ def main() -> None:
     prompt = torch.randint(model.config.vocab_size, (options.prompt,))
     with torch.inference_mode():
         caches = model.new_caches(1, options.prompt + 1, options.kv)
-        hidden = model.hidden(prompt, [options.prompt], caches)
-        token = int(model.logits(hidden[-1:]).argmax())
+        hidden = model.hidden(prompt, [options.prompt], caches, n_outputs=[1])
+        token = int(model.logits(hidden).argmax())
     first = {"version": __version__, "first_token_at": time.time(), "token": token}
     options.out.write_text(json.dumps(first), encoding="utf-8")
 

@@ -14,7 +14,6 @@ from octavo.bench.memory import n_pages
 from octavo.bench.random_model import RandomBlocks
 from octavo.bench.settings import BenchSettings
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
-from octavo.device import to_device
 from octavo.engine.decode import decode_steps
 from octavo.engine.sampler import likeliest
 from octavo.model import Transformer
@@ -135,13 +134,12 @@ class Run:
                 indices.append(i)
                 n_read[i] += n_new
                 room -= n_new
-        hidden = self.model.hidden(torch.cat(parts), lens, [self.caches[i] for i in indices])
-        ends = torch.tensor(lens).cumsum(0) - 1
         complete = [n_read[i] == self.settings.prompt for i in indices]
+        caches = [self.caches[i] for i in indices]
+        hidden = self.model.hidden(torch.cat(parts), lens, caches, list(map(int, complete)))
         if any(complete):
             done = [i for i, is_complete in zip(indices, complete, strict=True) if is_complete]
-            rows = to_device(ends[torch.tensor(complete)], self.model.device)
-            logits = self.model.logits(hidden[rows])
+            logits = self.model.logits(hidden)
             self.next_ids[done] = likeliest(logits)[1].cpu()
             _require_finite(logits)
         if self.first_token_s is None and complete[0]:

@@ -270,13 +270,14 @@ class Engine:
         """Put a step's tokens through the model, and choose those that come next."""
         self._count_started(batch)
         complete = [each.n_tokens == each.sequence.n_pending for each in batch]
-        hidden, logits = self._forward(batch)
-        ends = accumulate(each.n_tokens + len(each.draft) for each in batch)
+        hidden, logits, n_outputs = self._forward(batch, complete)
+        ends = accumulate(n_outputs)
         sampled: list[tuple[Scheduled, int]] = []  # with their first row of the logits
         rows: list[int] = []
-        for each, end, is_complete in zip(batch, ends, complete, strict=True):
+        for each, n, end, is_complete in zip(batch, n_outputs, ends, complete, strict=True):
             n_draft = len(each.draft)
-            self._score_prompt(each, hidden[end - n_draft - each.n_tokens : end - n_draft])
+            if _scores_prompt(each.sequence):
+                self._score_prompt(each, hidden[end - n : end - n_draft])
             self.scheduler.remember(each.sequence)
             if is_complete:
                 sampled.append((each, len(rows)))
@@ -292,10 +293,18 @@ class Engine:
         for turn, chosen in zip(turns, choose(logits, turns), strict=True):
             self._advance(turn, logits[turn.row : turn.row + 1 + len(turn.draft)], chosen)
 
-    def _forward(self, batch: list[Scheduled]) -> tuple[Tensor, Tensor | None]:
-        """The hidden states of all tokens of a step, and their logits if they come with them.
+    def _forward(
+        self, batch: list[Scheduled], complete: list[bool]
+    ) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Put a step's tokens through the model. Caches are moved on, but for the drafts.
 
-        Caches are moved on, but for the drafts.
+        Args:
+            batch: the step.
+            complete: of each sequence, whether no token of it is left for later steps.
+
+        Returns:
+            The hidden states of each sequence's last tokens, as many as are wanted or more; their
+            logits, if they come with them; how many there are of each sequence.
         """
         token_ids: list[int] = []
         caches: list[RaggedCache] = []
@@ -308,11 +317,13 @@ class Engine:
         logits: Tensor | None = None
         if self.decode is not None and is_decode and self.decode.takes(query_lens):
             hidden, logits = self.decode.run(token_ids, caches, query_lens)
+            n_outputs = query_lens
         else:
-            hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
+            n_outputs = [_n_outputs(*each) for each in zip(batch, complete, strict=True)]
+            hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches, n_outputs)
         for each, cache in zip(batch, caches, strict=True):
             cache.length -= len(each.draft)  # until they prove right
-        return hidden, logits
+        return hidden, logits, n_outputs
 
     def _fork_siblings(self, sequence: Sequence) -> list[Sequence]:
         """Right after the prompt, start the siblings from the same pages, as many as may run.
@@ -374,9 +385,7 @@ class Engine:
     def _score_prompt(self, scheduled: Scheduled, hidden: Tensor) -> None:
         """Log-probabilities of the prompt tokens that follow this chunk's rows [n, dim]."""
         sequence = scheduled.sequence
-        if sequence.params.prompt_logprobs is None or sequence.index > 0:
-            return
-        assert sequence.cache is not None
+        assert sequence.cache is not None and sequence.params.prompt_logprobs is not None
         first = sequence.cache.length - hidden.shape[0]  # position of the chunk's first row
         # After a preemption rows come a second time.
         done = max(0, len(sequence.prompt_logprobs) - 1 - first)
@@ -434,6 +443,19 @@ class Engine:
                     f"{name}: token {highest} is outside the vocabulary of "
                     f"{self.model.config.vocab_size}"
                 )
+
+
+def _scores_prompt(sequence: Sequence) -> bool:
+    """Whether log-probabilities of its prompt are asked for, which siblings share."""
+    return sequence.params.prompt_logprobs is not None and sequence.index == 0
+
+
+def _n_outputs(scheduled: Scheduled, is_complete: bool) -> int:
+    """Of how many last tokens of a sequence in a step the output is wanted."""
+    n_draft = len(scheduled.draft)
+    if _scores_prompt(scheduled.sequence):
+        return scheduled.n_tokens + n_draft
+    return 1 + n_draft if is_complete else 0
 
 
 def check_positive(**options: int | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octavo import kernels
 from octavo.cache import PassPages
 from octavo.config import ModelConfig
+from octavo.model.last_tokens import LastTokens
 from octavo.model.linear import LinearInput, make_linear, run_linears
 
 
@@ -34,9 +35,10 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
+        last: LastTokens | None = None,
     ) -> Tensor:
         """[T, dim] to [T, dim]; tokens of different sequences never see each other."""
-        return self.wo(self.attend(x, rotary, seqlens, batch))
+        return self.wo(self.attend(x, rotary, seqlens, batch, last))
 
     def attend(
         self,
@@ -44,6 +46,7 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
+        last: LastTokens | None = None,
     ) -> Tensor:
         """All heads' outputs, [T, n_heads * head_dim]: what wo is given.
 
@@ -52,6 +55,7 @@ class Attention(nn.Module):
             rotary: cos and sin of each token's position.
             seqlens: tokens of each sequence.
             batch: their pages; None for whole sequences that are not kept.
+            last: the tokens whose outputs are wanted, [R, …] instead of all; None for all.
         """
         q, k, v = (
             each.view(len(each), -1, self.head_dim)
@@ -60,8 +64,14 @@ class Attention(nn.Module):
         if batch is not None:
             layer = batch.layer(self.layer)
             q = kernels.rotary_append(q, k, v, *rotary, layer.pages, layer.slot_mapping)
+            page_table, query_lens, kv_lens = layer.page_table, batch.query_lens, batch.kv_lens
+            if last is not None:
+                q, query_lens = q[last.rows], last.query_lens
+                if not query_lens:
+                    return q.flatten(1)
+                page_table, kv_lens = last.sequences(page_table, kv_lens)
             out = kernels.paged_attention(
-                q, layer.pages, layer.page_table, batch.query_lens, batch.kv_lens, self.window
+                q, layer.pages, page_table, query_lens, kv_lens, self.window
             )
             return out.flatten(1)
         q = kernels.apply_rotary(q, *rotary)
@@ -69,4 +79,5 @@ class Attention(nn.Module):
         lengths = list(seqlens)
         sequences = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         outputs = [kernels.attention(*sequence, self.window) for sequence in sequences]
-        return torch.cat(outputs).flatten(1)
+        out = torch.cat(outputs).flatten(1)
+        return out if last is None else out[last.rows]

@@ -24,6 +24,7 @@ from octavo.config import ModelConfig
 from octavo.device import CPU, choose_device, current, to_device
 from octavo.errors import RequestError
 from octavo.model.attention import Attention
+from octavo.model.last_tokens import LastTokens
 from octavo.model.linear import (
     AnyLinear,
     LinearInput,
@@ -123,10 +124,16 @@ class Layer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
+        last: LastTokens | None = None,
     ) -> None:
-        """Move the stream on; the other arguments are as in `Attention.attend`."""
+        """Move the stream on, and leave in it what is wanted; as in `Attention.attend`."""
         normed = self.attention_norm.for_linears(stream)
-        stream.added = self.attention(normed, rotary, seqlens, batch)
+        if last is not None:
+            stream.x = stream.x[last.rows]
+        if not len(stream.x):
+            self.attention.attend(normed, rotary, seqlens, batch, last)  # which fills the cache
+            return
+        stream.added = self.attention(normed, rotary, seqlens, batch, last)
         normed = self.ffn_norm.for_linears(stream)
         stream.added = self.feed_forward(normed)
 
@@ -249,20 +256,31 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         seqlens: Sequence[int],
         cache: Sequence[RaggedCache] | None = None,
+        n_outputs: Sequence[int] | None = None,
     ) -> Tensor:
-        """The last layer's normed output, [T, dim]; arguments as in `forward`.
+        """The last layer's normed output of each token that it is wanted of.
 
         To check the ids is to read them, for which the host waits if they are on a GPU already.
+
+        Args:
+            input_ids, seqlens, cache: as in `forward`.
+            n_outputs: [B], of how many of each sequence's last tokens it is wanted; None: of all.
+
+        Returns:
+            [T, dim], or [sum of n_outputs, dim].
         """
-        self._check(input_ids, seqlens, cache)
+        self._check(input_ids, seqlens, cache, n_outputs)
         input_ids = to_device(input_ids, self.device)
+        last = None
+        if n_outputs is not None and list(n_outputs) != list(seqlens):
+            last = LastTokens(n_outputs, seqlens, self.device)
         if cache is None:
             positions = torch.cat([torch.arange(n, device=self.device) for n in seqlens])
-            return self.run(input_ids, positions, seqlens, None)
+            return self.run(input_ids, positions, seqlens, None, last)
         batch = PagedBatch(cache, seqlens)
         positions = to_device(batch.positions, self.device)
         with kernels.reuse_memory(self.device):
-            hidden = self.run(input_ids, positions, seqlens, batch)
+            hidden = self.run(input_ids, positions, seqlens, batch, last)
         batch.commit()
         return hidden
 
@@ -272,6 +290,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         seqlens: Sequence[int],
         batch: PassPages | None,
+        last: LastTokens | None = None,
     ) -> Tensor:
         """The layers alone: nothing is checked, and the host waits for nothing.
 
@@ -279,12 +298,13 @@ class Transformer(nn.Module):
             input_ids, positions: [T] integers on the model's device.
             seqlens: [B], tokens of each sequence.
             batch: their pages; None for whole sequences that are not kept.
+            last: the tokens whose output is wanted; None for all.
 
         Returns:
-            The last layer's normed output, [T, dim].
+            The last layer's normed output of each, [T, dim] or [R, dim].
         """
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        return self.run_layers(self.tok_embeddings(input_ids), rotary, seqlens, batch)
+        return self.run_layers(self.tok_embeddings(input_ids), rotary, seqlens, batch, last)
 
     def run_layers(
         self,
@@ -292,12 +312,16 @@ class Transformer(nn.Module):
         rotary: tuple[Tensor, Tensor],
         seqlens: Sequence[int],
         batch: PassPages | None,
+        last: LastTokens | None = None,
     ) -> Tensor:
         """The same, of embeddings [T, dim] and the angles of their positions."""
         stream = Stream(x)
         del x
-        for layer in self.layers:
-            layer(stream, rotary, seqlens, batch)
+        for i, layer in enumerate(self.layers):
+            is_last = i + 1 == self.config.n_layers
+            layer(stream, rotary, seqlens, batch, last if is_last else None)
+        if not len(stream.x):
+            return stream.x
         normed = self.norm.for_linears(stream)
         assert isinstance(normed, Tensor)
         return normed
@@ -331,7 +355,11 @@ class Transformer(nn.Module):
             return self.logits(self.hidden(input_ids, seqlens, cache))
 
     def _check(
-        self, input_ids: Tensor, seqlens: Sequence[int], cache: Sequence[RaggedCache] | None
+        self,
+        input_ids: Tensor,
+        seqlens: Sequence[int],
+        cache: Sequence[RaggedCache] | None,
+        n_outputs: Sequence[int] | None,
     ) -> None:
         if input_ids.dim() != 1 or input_ids.numel() == 0:
             raise RequestError(f"input_ids must be [T] with T > 0, not {list(input_ids.shape)}")
@@ -347,3 +375,11 @@ class Transformer(nn.Module):
             )
         if cache is not None and len(cache) != len(seqlens):
             raise RequestError(f"{len(cache)} caches for {len(seqlens)} sequences")
+        if n_outputs is not None and not (
+            len(n_outputs) == len(seqlens)
+            and all(0 <= n <= length for n, length in zip(n_outputs, seqlens, strict=True))
+        ):
+            raise RequestError(
+                f"n_outputs {list(n_outputs)} must be of each sequence from 0 to its tokens, "
+                f"{list(seqlens)}"
+            )

@@ -6,7 +6,8 @@ Each PYTHON is that of an environment of its own (see benchmarks/README.md); wit
 is left out. The models are made in `--work` and used again. Every measurement is a process of its
 own and should have the machine to itself. A machine that others share changes its pace within
 minutes: decoding and prompts are measured in `--rounds` rounds, in turn with the peers, and of each
-figure the fastest counts, octavo's and theirs. The figures, and those of every round, go to
+figure the fastest counts, octavo's and theirs; decoding is compared between rounds in which memory
+was as fast. The figures, and those of every round, go to
 `--json` after every part, and at the end into docs/performance.md and docs/performance.png;
 `--from` writes those again.
 """
@@ -23,13 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from benchmarks.checkpoints import q8_file, w8a8_folder
 from benchmarks.figures import read_figures, write_figures
 from benchmarks.machine import cores, cpu_name
+from benchmarks.pace import between
 from benchmarks.performance_page import write_page
 from benchmarks.processes import run, run_to_file
-from benchmarks.targets import LLAMA, VLLM
+from benchmarks.targets import LLAMA, PACE, VLLM
+from octavo.kernels.cpu.machine import read_bytes_per_second
 
 PEERS = Path(__file__).parent / "peers"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -114,6 +118,7 @@ def measure(options: argparse.Namespace) -> Result:
     if options.vllm_python:  # last: without AVX-512 it takes several times as long as all others
         in_turn[VLLM] = vllm_round
         once.append((VLLM, vllm_once))
+    torch.set_num_threads(options.threads)  # which read memory beside a peer
     rounds: list[dict[str, Result]] = []
     for _ in range(options.rounds):
         rounds.append({name: part(options) for name, part in in_turn.items()})
@@ -130,7 +135,8 @@ def fastest(results: Sequence[Result]) -> Result:
 
     What slows a run down is not the program that runs: other guests of the machine do.
     """
-    return {name: _fastest([result[name] for result in results]) for name in results[0]}
+    names = [name for name in results[0] if name != PACE]
+    return {name: _fastest([result[name] for result in results]) for name in names}
 
 
 def _fastest(values: Sequence[Any]) -> Any:
@@ -215,7 +221,7 @@ def vllm_round(options: argparse.Namespace) -> Result:
     """vLLM's speed; by long prompts in a process that is made for such."""
     short = [n for n in options.prefill if n <= LONG]
     long = [n for n in options.prefill if n > LONG]
-    speed = run_vllm(options, lengths(short, options.decode))
+    speed = paced(lambda: run_vllm(options, lengths(short, options.decode)))
     return merged(speed, run_vllm(options, lengths(long, []))) if long else speed
 
 
@@ -240,9 +246,16 @@ def run_vllm(options: argparse.Namespace, arguments: list[str]) -> Result:
     return run_to_file(command, env, TIMEOUT)
 
 
+def paced(measurement: Callable[[], Result]) -> Result:
+    """A peer's figures, and at which pace memory was read before and after it."""
+    before = read_bytes_per_second()
+    figures = measurement()
+    return figures | {PACE: between(before, read_bytes_per_second()) / 1e9}
+
+
 def llama_round(options: argparse.Namespace) -> Result:
     """llama.cpp's speed."""
-    return run_llama(options, lengths(options.llama_prefill, options.decode))
+    return paced(lambda: run_llama(options, lengths(options.llama_prefill, options.decode)))
 
 
 def llama_once(options: argparse.Namespace) -> Result:

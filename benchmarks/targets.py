@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.pace import fastest_at_one_pace
+
 VLLM, LLAMA = "vLLM", "llama.cpp"
+PACE = "pace_gb_s"  # of memory, in a peer's round
 RATE, INT8 = "the machine reads", "the machine's int8"
 
 Result = Mapping[str, Any]
@@ -76,11 +79,25 @@ def _decode(result: Result) -> Iterator[Row]:
                 if step is None or (head, peer) == ("bf16", LLAMA):  # llama.cpp's is int8
                     continue
                 target = targets.get((head, int(batch), peer))
-                yield Row(what, own["decode_tok_s"], int(batch) / step, peer, unit, target)
+                paced = _steps_at_one_pace(result, head, batch, peer)
+                own_s, other_s = paced or (int(batch) / own["decode_tok_s"], step)
+                yield Row(what, int(batch) / own_s, int(batch) / other_s, peer, unit, target)
             if batch == "1":
                 target = 0.9 if head == "int8" else None
                 read = own["read_gb_s"], own["machine_read_gb_s"]
                 yield Row(f"{what}: memory read", *read, RATE, "GB/s", target)
+
+
+def _steps_at_one_pace(
+    result: Result, head: str, batch: str, peer: str
+) -> tuple[float, float] | None:
+    """Seconds of a step, octavo's and a peer's, of the fastest rounds at one pace of memory."""
+    own, other = [], []
+    for each in result.get("rounds", ()):
+        run = each["octavo"][f"decode_{head}_head"][batch]
+        own.append((run["machine_read_gb_s"], int(batch) / run["decode_tok_s"]))
+        other.append((each[peer].get(PACE, 0.0), each[peer]["decode_step_s"][batch]))
+    return fastest_at_one_pace(own, other)
 
 
 def _prefill(result: Result) -> Iterator[Row]:

@@ -29,10 +29,9 @@ import torch
 from benchmarks.checkpoints import q8_file, w8a8_folder
 from benchmarks.figures import read_figures, write_figures
 from benchmarks.machine import cores, cpu_name
-from benchmarks.pace import between
 from benchmarks.performance_page import write_page
 from benchmarks.processes import run, run_to_file
-from benchmarks.targets import LLAMA, PACE, VLLM
+from benchmarks.targets import LLAMA, PACES, VLLM
 from octavo.kernels.cpu.machine import read_bytes_per_second
 
 PEERS = Path(__file__).parent / "peers"
@@ -135,7 +134,7 @@ def fastest(results: Sequence[Result]) -> Result:
 
     What slows a run down is not the program that runs: other guests of the machine do.
     """
-    names = [name for name in results[0] if name != PACE]
+    names = [name for name in results[0] if name != PACES]
     return {name: _fastest([result[name] for result in results]) for name in names}
 
 
@@ -247,10 +246,10 @@ def run_vllm(options: argparse.Namespace, arguments: list[str]) -> Result:
 
 
 def paced(measurement: Callable[[], Result]) -> Result:
-    """A peer's figures, and at which pace memory was read before and after it."""
-    before = read_bytes_per_second()
+    """A peer's figures, and the paces at which memory was read before and after it."""
+    before = read_bytes_per_second() / 1e9
     figures = measurement()
-    return figures | {PACE: between(before, read_bytes_per_second()) / 1e9}
+    return figures | {PACES: [before, read_bytes_per_second() / 1e9]}
 
 
 def llama_round(options: argparse.Namespace) -> Result:

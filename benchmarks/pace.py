@@ -7,9 +7,10 @@ rounds in which it was as fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 NEAR = 0.15  # of a pace, within which another is the same
+Peer = tuple[Sequence[float], float]
 
 
 def same(a: float, b: float) -> bool:
@@ -17,28 +18,33 @@ def same(a: float, b: float) -> bool:
     return abs(a - b) <= NEAR * max(a, b)
 
 
-def between(before: float, after: float) -> float:
-    """The pace of what ran between two measurements; 0 if it changed meanwhile."""
-    return (before + after) / 2 if same(before, after) else 0.0
-
-
 def fastest_at_one_pace(
-    own: Iterable[tuple[float, float]], other: Iterable[tuple[float, float]]
+    own: Iterable[tuple[float, float]], peer: Iterable[Peer]
 ) -> tuple[float, float] | None:
-    """The fastest rounds of two programs at the quickest pace that both have had.
+    """The fastest rounds of a program and its peer at the quickest pace that both have had.
+
+    A peer's pace is known before and after it, and may have changed in between: its rounds count
+    as well if they were slower by those.
 
     Args:
-        own, other: of each round the pace of memory, bytes a second or 0 where it is not known, and
-            the seconds that something took.
+        own: of each round the pace of memory meanwhile, and the seconds that something took.
+        peer: of each round the paces around it, and the seconds.
 
     Returns:
         The seconds of each; None if they never had the same pace.
     """
-    rounds = [[each for each in of_one if each[0] > 0] for of_one in (own, other)]
-    shared = [pace for pace, _ in rounds[0] if any(same(pace, each) for each, _ in rounds[1])]
+    own, peer = list(own), list(peer)
+    shared = [
+        pace
+        for pace, _ in own
+        if any(paces and all(same(pace, each) for each in paces) for paces, _ in peer)
+    ]
     if not shared:
         return None
-    own_s, other_s = (
-        min(seconds for pace, seconds in of_one if same(pace, max(shared))) for of_one in rounds
+    quickest = max(shared)
+    own_s = min(seconds for pace, seconds in own if same(pace, quickest))
+    return own_s, min(
+        seconds
+        for paces, seconds in peer
+        if all(each < quickest or same(each, quickest) for each in paces)
     )
-    return own_s, other_s

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.pace import fastest_at_one_pace
 
 VLLM, LLAMA = "vLLM", "llama.cpp"
-PACE = "pace_gb_s"  # of memory, in a peer's round
+PACES = "paces_gb_s"  # of memory, before a peer's round and after it
 RATE, INT8 = "the machine reads", "the machine's int8"
 
 Result = Mapping[str, Any]
@@ -96,7 +96,7 @@ def _steps_at_one_pace(
     for each in result.get("rounds", ()):
         run = each["octavo"][f"decode_{head}_head"][batch]
         own.append((run["machine_read_gb_s"], int(batch) / run["decode_tok_s"]))
-        other.append((each[peer].get(PACE, 0.0), each[peer]["decode_step_s"][batch]))
+        other.append((each[peer].get(PACES, ()), each[peer]["decode_step_s"][batch]))
     return fastest_at_one_pace(own, other)
 
 

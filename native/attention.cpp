@@ -147,6 +147,7 @@ void attend(const AttentionCall& call, const AttentionKernel& kernel) {
 }  // namespace octavo
 
 extern "C" const int64_t octavo_attention_bytes = sizeof(octavo::AttentionCall);
+extern "C" const int64_t octavo_attention_direct_bytes = octavo::DIRECT_BYTES;
 
 // Attention with the given instructions; 0, or 1 where the machine does not have them.
 extern "C" int octavo_attention(const octavo::AttentionCall* call, int isa) {

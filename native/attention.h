@@ -48,6 +48,7 @@ struct Piece {
     int64_t n_rows(int64_t group) const { return n_heads * n_queries * group; }
 };
 
+constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed; a page has as many
 constexpr int64_t BLOCK_KEYS = 128;   // keys a step, at most: so seldom are rows' sums moved on
 constexpr int64_t TILE = 6;           // rows whose sums stay in registers,
 constexpr int64_t AMX_TILE = 16;      // and of matrices, see native/amx.h

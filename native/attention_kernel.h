@@ -10,7 +10,6 @@ namespace {
 
 constexpr float NEVER = -__builtin_inff();
 constexpr int SIDE = 2;  // keys that are multiplied as they lie, at a time
-constexpr int64_t DIRECT_BYTES = 64;  // of a column of a step's keys that are not packed; a page has as many
 
 // Neighbouring rows that take a block in together.
 struct Tile {

@@ -277,8 +277,8 @@ def test_prompts_are_read_in_chunks_and_each_is_read_whole(monkeypatch: pytest.M
         assert [cache.length for cache in run.caches] == [60] * 3
     between: list[int] = []
     steps = run.generate(lambda: between.append(len(passes)))
-    # In turn with as many steps of sequences without the context.
-    assert passes[4:] == [[1, 1, 1]] * 6 and between == [6, 8, 10]
+    # In turn with as many steps of sequences without the context; each comes after `between`.
+    assert passes[4:] == [[1, 1, 1]] * 6 and between == [5, 6, 7, 8, 9, 10]
     assert len(steps.seconds) == len(steps.short) == 3
     assert [cache.length for cache in run.short_caches] == [3] * 3
     assert [cache.length for cache in run.caches] == [63] * 3

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from octavo.cache import tokens_of_page
 from octavo.checkpoint import open_checkpoint
 from octavo.kernels.cpu import append, attention, library, linear, rows
 from octavo.model import Transformer
@@ -51,6 +53,14 @@ def test_where_all_compute_wrong_pytorch_does(
             assert kernel.best_isa.__wrapped__() is None
         assert f"{what} by {library.ISAS[library.widest()]}" in caplog.text
         assert "PyTorch's runs" in caplog.text
+
+
+def test_a_page_is_what_a_step_of_attention_takes_of_a_head() -> None:
+    native = library.load()
+    if native is None:
+        pytest.skip("no C++ library")
+    step = ctypes.c_int64.in_dll(native, "octavo_attention_direct_bytes").value
+    assert tokens_of_page(torch.int8) == step and tokens_of_page(torch.bfloat16) == step // 2
 
 
 def test_a_load_checks_all_kernels_before_it_takes_memory(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class Run:
         """Generate the tokens that the settings ask for.
 
         Args:
-            between: what is done after each step, not counted.
+            between: what is done after each step, of either kind; not counted.
         """
         steps = Steps()
         for _ in range(self.settings.decode):
@@ -103,6 +103,7 @@ class Run:
             steps.seconds.append(self._now() - started)
             _require_finite(logits)
             if self.short_caches:
+                between()  # so that both come after the same: what is cold takes 1 % of a step
                 started = self._now()
                 likeliest(self._step(self.short_caches))[1].cpu()
                 steps.short.append(self._now() - started)

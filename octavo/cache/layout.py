@@ -20,7 +20,7 @@ from octavo.kernels.kv_pages import SCALE_DTYPE
 
 KV_DTYPES = ("auto", "bf16", "int8")
 # Of a page's tokens in one element of a head. A page is what a step of decoding takes of a head at
-# a time on a CPU (DIRECT_BYTES in native/attention_kernel.h): so it reads memory from end to end.
+# a time on a CPU (DIRECT_BYTES in native/attention.h): so it reads memory from end to end.
 PAGE_BYTES = 64
 
 

@@ -13,7 +13,7 @@ import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from octavo import LLM
-from octavo.checkpoint import DEMO
+from octavo.checkpoint import DEMO, writer
 from octavo.cli import passkey as command
 from octavo.evaluate.passkey import CLASSIC_FILLER
 from octavo.evaluate.passkey_run import (
@@ -242,6 +242,30 @@ def test_ctrl_c_leaves_what_there_is(tmp_path: Path) -> None:
     assert 2 <= model["right"] == model["tries"] < 10000
     assert f"{model['right']}/{model['tries']} = 100%" in out
     assert picture.read_bytes().startswith(PNG)
+
+
+def test_ctrl_c_while_an_answer_is_written_loses_none(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.json"
+    written = 0
+
+    def write_json(path: Path, values: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == 3:  # before the first try, after it, after the second
+            raise KeyboardInterrupt
+        writer.write_json(path, values)
+
+    monkeypatch.setattr(command, "write_json", write_json)
+    code, out, err = run(
+        capsys, "eval", "passkey", "demo", "--lengths", 512, "--tries", 3,
+        "-o", output, "--picture", tmp_path / "out.png",
+    )  # fmt: skip
+    assert (code, err) == (130, "")
+    (model,) = json.loads(output.read_text())["models"]
+    assert model["right"] == model["tries"] == 2
+    assert "2/2 = 100%" in out
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_next_try(

@@ -122,7 +122,10 @@ def passkey(
                 del llm
                 gc.collect()  # what it had is free before the next is loaded
     finally:  # after Ctrl-C and after an error too
-        _print(reports, output, picture if draws else None)
+        try:
+            write()  # an answer that Ctrl-C kept from being written is in the tables, too
+        finally:
+            _print(reports, output, picture if draws else None)
 
 
 def parse_depths(text: str) -> list[float]:

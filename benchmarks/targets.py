@@ -11,6 +11,9 @@ from benchmarks.pace import fastest_at_one_pace
 VLLM, LLAMA = "vLLM", "llama.cpp"
 PACES = "paces_gb_s"  # of memory, before a peer's round and after it
 RATE, INT8 = "the machine reads", "the machine's int8"
+WITHOUT_CONTEXT = (
+    "prefill", "prefill_bf16_kv", "prefill_int8_head", "decode_int8_head", "decode_bf16_head",
+)  # fmt: skip
 
 Result = Mapping[str, Any]
 
@@ -168,21 +171,26 @@ def _start(result: Result) -> Iterator[Row]:
 
 
 def _memory(result: Result) -> Iterator[Row]:
-    """The most memory, beside that of weights and cache."""
-    own = result["octavo"]
-    runs = {
-        f"{result['layers']} layers": own.get("decode_int8_head", {}).get("1"),
-        f"{result['layers']} layers at the end of the context": own.get("context"),
-        "all layers": own.get("full"),
-        "all layers at the end of the context": own.get("full_context"),
-    }
-    for what, run in runs.items():
-        if run is not None:
-            held = run["weights_bytes"] + run["kv_bytes"]
+    """The most memory, of some layers by the run that has the most beside weights and cache."""
+    own, layers = result["octavo"], f"{result['layers']} layers"
+    some = [run for name in WITHOUT_CONTEXT for run in own.get(name, {}).values()]
+    for what, runs, target in (
+        (layers, [run for run in some if run["batch"] == 1], 1.1),
+        (f"{layers}, several sequences", [run for run in some if run["batch"] > 1], None),
+        (f"{layers} at the end of the context", [own.get("context")], 1.1),
+        ("all layers", [own.get("full")], 1.1),
+        ("all layers at the end of the context", [own.get("full_context")], 1.1),
+    ):
+        pairs = [
+            (run["peak_rss_bytes"] / 1e9, (run["weights_bytes"] + run["kv_bytes"]) / 1e9)
+            for run in runs
+            if run is not None
+        ]
+        if pairs:
+            peak, held = max(pairs, key=lambda pair: pair[0] / pair[1])
             yield Row(
-                f"peak memory, {what}", run["peak_rss_bytes"] / 1e9, held / 1e9, "weights and KV",
-                "GB", 1.1, at_most=True,
-            )  # fmt: skip
+                f"peak memory, {what}", peak, held, "weights and KV", "GB", target, at_most=True
+            )
 
 
 def _prompt_lookup(result: Result) -> Iterator[Row]:

@@ -64,41 +64,52 @@ struct Cut {
     }
 };
 
+// How a call's inputs are laid out for all its pieces: not at all if it has few tokens, and pieces are one high.
+struct InputLayout {
+    const LayOut* const how;
+    const int64_t step, n_steps, token_bytes, tile_tokens, block_tokens;
+
+    InputLayout(const W8A8Call& call, const LayOut* how)
+        : how(how), step(how ? how->n_tokens : 1), n_steps(how ? (call.n_tokens + step - 1) / step : 0),
+          token_bytes(how ? call.n_inputs * how->input_bytes : 0), tile_tokens(how ? how->tile_tokens : 1),
+          block_tokens(how ? how->block_tokens : BLOCK_TOKENS) {}
+
+    int64_t n_tokens() const { return n_steps * step; }  // that there must be room for
+    int64_t n_bytes() const { return n_tokens() * token_bytes; }
+
+    void run(const W8A8Call& call, int64_t i, int8_t* laid_out, int32_t* begins) const {
+        how->run(call, i * step, laid_out + i * step * token_bytes, begins + i * step * PANEL);
+    }
+};
+
 // Several products, whose pieces the threads share out as if they were one's.
 void multiply(const W8A8Calls& all, const LinearKernels& kernels) {
     int64_t work = 0;
     for (int64_t i = 0; i < all.n_calls; i++) work += all.calls[i].work();
     const int64_t n_threads = threads_for(work, all.calls->n_threads);
     const W8A8Call& first = *all.calls;
-    const LayOut* const layout = kernels.find_layout(first);
-    const int64_t block = layout ? layout->block_tokens : BLOCK_TOKENS, tile = layout ? layout->tile_tokens : 1;
+    const InputLayout layout(first, kernels.find_layout(first));
     std::vector<Cut> cuts;
     int64_t n_pieces = 0;
     for (int64_t i = 0; i < all.n_calls; i++) {
-        cuts.emplace_back(all.calls[i], n_threads, tile, block);
+        cuts.emplace_back(all.calls[i], n_threads, layout.tile_tokens, layout.block_tokens);
         n_pieces += cuts.back().n_pieces();
     }
-    const int64_t step = layout ? layout->n_tokens : 1, n_layouts = layout ? (first.n_tokens + step - 1) / step : 0;
-    const int64_t token_bytes = layout ? first.n_inputs * layout->input_bytes : 0;
-    const KeptMemory<int8_t> laid_out(n_layouts * step * token_bytes);
-    const Memory<int32_t> begins(n_layouts * step * PANEL);
+    const Memory<int32_t> begins(layout.n_tokens() * PANEL);
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(int(n_threads)) if (n_pieces > 1 && n_threads > 1)
 #endif
     {
         const std::unique_ptr<W8A8Scratch> scratch(new W8A8Scratch);
-        const Memory<int32_t> sums(BLOCK_PANELS * block * PANEL);
+        const Memory<int32_t> sums(BLOCK_PANELS * layout.block_tokens * PANEL);
         scratch->sums = sums.numbers;
-        scratch->laid_out = laid_out.numbers;
+        scratch->laid_out = all.laid_out;
         scratch->begins = begins.numbers;
-        if (layout) {  // else the threads need not wait for each other before they begin
+        if (layout.how) {  // else the threads need not wait for each other before they begin
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
-            for (int64_t i = 0; i < n_layouts; i++)
-                layout->run(
-                    first, i * step, laid_out.numbers + i * step * token_bytes, begins.numbers + i * step * PANEL
-                );
+            for (int64_t i = 0; i < layout.n_steps; i++) layout.run(first, i, all.laid_out, begins.numbers);
         }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic)
@@ -153,12 +164,13 @@ void pack(
 }  // namespace
 }  // namespace octavo
 
-extern "C" const int64_t octavo_linears_w8a8_bytes = sizeof(octavo::W8A8Call);
+extern "C" const int64_t octavo_linears_w8a8_bytes = sizeof(octavo::W8A8Calls);
+extern "C" const int64_t octavo_linear_w8a8_bytes = sizeof(octavo::W8A8Call);  // of them one
 extern "C" const int64_t octavo_linear_bf16_bytes = sizeof(octavo::BF16Call);
 
 extern "C" {
 
-// All give 0, or 1 where the machine does not have the instructions.
+// All that give an int give 0, or 1 where the machine does not have the instructions.
 
 // Pack [n_outputs, n_inputs] int8 as native/linear.h says; n_inputs is a multiple of 4.
 int octavo_pack_w8(
@@ -169,6 +181,13 @@ int octavo_pack_w8(
     const octavo::LinearKernels& kernels = octavo::kernels_of(int(isa));
     octavo::pack(weight, n_outputs, n_inputs, packed, int(n_threads), kernels);
     return 0;
+}
+
+// Bytes that `laid_out` of the calls must have: 0 for few tokens, and without the instructions.
+int64_t octavo_w8a8_laid_out_bytes(const octavo::W8A8Calls* calls, int isa) {
+    if (!octavo::runs(isa)) return 0;
+    const octavo::W8A8Call& call = *calls->calls;
+    return octavo::InputLayout(call, octavo::kernels_of(isa).find_layout(call)).n_bytes();
 }
 
 int octavo_linears_w8a8(const octavo::W8A8Calls* calls, int isa) {

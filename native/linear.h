@@ -31,6 +31,7 @@ struct W8A8Call {
 struct W8A8Calls {
     const W8A8Call* calls;
     int64_t n_calls;
+    int8_t* laid_out;  // for the inputs: octavo_w8a8_laid_out_bytes, beginning with a line of the cache
 };
 
 constexpr int64_t BLOCK_TOKENS = 144;  // of a piece: so often is a weight used that was read

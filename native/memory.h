@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <new>
 
 namespace octavo {
@@ -19,29 +18,6 @@ struct Memory {
     static constexpr std::align_val_t LINE_ALIGNMENT{64};
     T* const numbers;
     const int64_t size;
-};
-
-// The same, one at a time, kept for the thread's next call unless it is more than MOST bytes: the system gives
-// much memory anew each time, a page at a time as it is first written, and takes it back.
-template <typename T>
-class KeptMemory {
-   public:
-    static constexpr int64_t MOST = 16 << 20;
-
-    explicit KeptMemory(int64_t n) {
-        static thread_local std::unique_ptr<Memory<T>> kept;
-        std::unique_ptr<Memory<T>>& place = n * int64_t(sizeof(T)) > MOST ? own : kept;
-        if (!place || place->size < n) {
-            place.reset();  // before there is another
-            place.reset(new Memory<T>(n));
-        }
-        numbers = place->numbers;
-    }
-
-    T* numbers;
-
-   private:
-    std::unique_ptr<Memory<T>> own;
 };
 
 }  // namespace octavo

@@ -18,6 +18,7 @@ int octavo_pack_w8(
     const int8_t* weight, int64_t n_outputs, int64_t n_inputs, int8_t* packed, int64_t n_threads,
     int64_t isa
 );
+int64_t octavo_w8a8_laid_out_bytes(const W8A8Calls* calls, int isa);
 int octavo_linears_w8a8(const W8A8Calls* calls, int isa);
 int octavo_linear_bf16(const BF16Call* call, int isa);
 int octavo_rows(const RowsCall* call, int isa);
@@ -62,7 +63,9 @@ void check_w8a8(int isa, int64_t T, int64_t N, int64_t K) {
     std::vector<float> out(T * N);
     octavo_pack_w8(weight.data(), N, K, packed.data(), 2, isa);
     const W8A8Call call{q.data(), scale.data(), packed.data(), weight_scale.data(), out.data(), T, N, K, 2, 0};
-    const W8A8Calls calls{&call, 1};
+    W8A8Calls calls{&call, 1, nullptr};
+    std::vector<int8_t> laid_out(octavo_w8a8_laid_out_bytes(&calls, isa));
+    calls.laid_out = laid_out.data();
     int wrong = octavo_linears_w8a8(&calls, isa) ? 1 : 0;
     for (int64_t t = 0; t < T; t++)
         for (int64_t n = 0; n < N; n++) {

@@ -15,9 +15,10 @@ from torch import Tensor
 from octavo import kernels
 from octavo.kernels import QuantizedTokens, quantized, reference
 from octavo.kernels.cpu import library, linear, onednn, w8a8
+from octavo.kernels.cpu.arena import Arena
 from octavo.kernels.cuda import launch
 from octavo.kernels.cuda import w8a8 as triton_w8a8
-from octavo.model.linear import LinearW8A8, pack_linears, run_linears
+from octavo.model.linear import LinearW8A8, pack_linears, run_in_parts, run_linears
 from octavo.schemes import SCHEMES
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -105,21 +106,63 @@ def test_products_in_one_call_are_those_of_each(
 
 
 @each_isa
-def test_inputs_laid_out_in_kept_memory_are_a_calls_and_a_threads_own(isa: int) -> None:
+@pytest.mark.parametrize("n_tokens", [1, 33, 100, 145, 300])
+def test_inputs_are_laid_out_within_what_is_asked_for(isa: int, n_tokens: int) -> None:
+    require(isa)
+    x, weight, weight_scale = random_linear((n_tokens, 16, 1044))
+    tokens = quantized.quantize_per_token(x)
+    packed = linear.PanelWeight(weight, isa)
+    arena = Arena(2**23)
+    arena.memory[:] = 77
+    with library.within(arena, lambda *call: None):  # so that all is in the arena, this at the end
+        result = packed.multiply(tokens, weight_scale)
+    assert torch.equal(result, quantized.linear_w8a8(tokens, weight, weight_scale))
+    end = arena.empty((1,), torch.uint8).data_ptr() - arena.memory.ctypes.data
+    assert end == result.nbytes  # all else was let go of
+    assert (arena.memory[arena._stop :] == 77).all()
+    if n_tokens > 100:
+        assert (
+            arena._stop - end >= tokens.q.nbytes and (arena.memory[end : arena._stop] != 77).any()
+        )
+
+
+@each_isa
+def test_threads_lay_out_inputs_in_memory_of_their_own(isa: int) -> None:
     require(isa)
 
-    def runs(n_tokens: int, n_inputs: int, times: int = 1, n_outputs: int = 16) -> bool:
-        x, weight, weight_scale = random_linear((n_tokens, n_outputs, n_inputs))
+    def runs(n_tokens: int) -> bool:
+        x, weight, weight_scale = random_linear((n_tokens, 256, 1024))
         tokens = quantized.quantize_per_token(x)
         expected = quantized.linear_w8a8(tokens, weight, weight_scale)
         packed = linear.PanelWeight(weight, isa)
-        results = [packed.multiply(tokens, weight_scale) for _ in range(times)]
+        with library.reuse_memory():
+            results = [packed.multiply(tokens, weight_scale) for _ in range(60)]
         return all(torch.equal(result, expected) for result in results)
 
-    # It grows, is enough, and 16 MiB that are kept are not.
-    assert all(map(runs, [40, 100, 7, 1040, 33], [128, 256, 128, 16_448, 256]))
     with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(runs, [48, 40], [1024, 1024], [60, 60], [256, 256]))
+        assert all(pool.map(runs, [148, 140]))
+
+
+@pytest.mark.parametrize("quantizes", [False, True])
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(None, [10]), (10, [10]), (11, [10]), (9, [5, 5]), (4, [4, 4, 2]), (1, [1] * 10)],
+)
+def test_tokens_are_run_in_parts_of_about_the_same_size(
+    most: int | None, sizes: list[int], quantizes: bool
+) -> None:
+    tokens = torch.randn(10, 8)
+    x = quantized.quantize_per_token(tokens) if quantizes else tokens
+    seen: list[int] = []
+
+    def double(part: Tensor | QuantizedTokens) -> Tensor:
+        if isinstance(part, QuantizedTokens):
+            part = part.q * part.scale
+        seen.append(len(part))
+        return 2 * part
+
+    expected = 2 * (x.q * x.scale) if isinstance(x, QuantizedTokens) else 2 * x
+    assert torch.equal(run_in_parts(double, x, most), expected) and seen == sizes
 
 
 def test_a_hook_sees_its_linears_output_though_they_run_together() -> None:

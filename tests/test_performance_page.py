@@ -42,7 +42,10 @@ def figures() -> dict[str, Any]:
         "octavo": {
             "version": "9.9",
             "first_token_s": 4.0,
-            "prefill": {"512": bench(prefill_tok_s=600.0), "700": bench()},
+            "prefill": {
+                "512": bench(prefill_tok_s=600.0),
+                "700": bench(weights_bytes=10**9, peak_rss_bytes=23 * 10**8),
+            },
             "decode_int8_head": {"1": bench(), "16": bench(decode_tok_s=50.0, batch=16)},
             "decode_bf16_head": {"1": bench(decode_tok_s=16.0, head="bf16")},
             "context": bench(context=1000, kv_read_gb_s=30.0),
@@ -101,7 +104,12 @@ def test_every_target_is_held_against_the_right_figures() -> None:
         ),
         ("start to first token", "vLLM"): (0.05, 0.1, True),
         ("start to first token", "llama.cpp"): (2.0, None, None),
-        ("peak memory, 4 layers", "weights and KV"): (3.2 / 3.0, 1.1, True),
+        # Of the run with the most; several sequences have a target of none.
+        ("peak memory, 4 layers", "weights and KV"): (2.3 / 2.0, 1.1, False),
+        ("peak memory, 4 layers, several sequences", "weights and KV"): (3.2 / 3.0, None, None),
+        ("peak memory, 4 layers at the end of the context", "weights and KV"): (
+            3.2 / 3.0, 1.1, True,
+        ),
         ("repetitive text, prompt lookup", "without it"): (3.0, 2.0, True),
     }  # fmt: skip
     for key, (ratio, target, met) in expected.items():

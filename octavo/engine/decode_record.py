@@ -77,9 +77,12 @@ class RecordedDecode:
         self._steps: dict[_Kind, _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
         n_tokens = _most_tokens(max_num_seqs)
-        self._arena = Arena(arena_bytes(model, max_num_seqs))
+        # Of the system's small pages: of these a step of one token fills few.
+        self._arena = Arena(
+            torch.empty(arena_bytes(model, max_num_seqs), dtype=torch.uint8).numpy()
+        )
         self._x = torch.zeros(n_tokens, config.dim, dtype=model.dtype)
-        self._logits = memory.zeros((n_tokens, config.vocab_size), torch.float32)
+        self._logits = torch.empty(n_tokens, config.vocab_size)
         self._cos, self._sin = torch.zeros(2, n_tokens, config.head_dim // 2)
         self._kv_lens = torch.ones(max_num_seqs, dtype=torch.int64)
         n_blocks = layout.n_blocks(max_model_len)

@@ -59,6 +59,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return memory
 
 
+def feed_forward_tokens(device: torch.device) -> int | None:
+    """The most tokens whose hidden numbers a W8A8 feed-forward should make at a time; None: all."""
+    n_tokens: int | None = backend(device.type).FEED_FORWARD_TOKENS
+    return n_tokens
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`."""
     return _of(x).rms_norm(x, weight, eps)

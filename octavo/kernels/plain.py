@@ -20,6 +20,8 @@ from octavo.kernels.quantized import (
 from octavo.kernels.reference import add_rms_norm, rms_norm, silu_mul
 from octavo.kernels.widened import linear
 
+FEED_FORWARD_TOKENS = None
+
 
 def check_kernels() -> None:
     """Nothing: they are the definitions, or checked when they are first used."""
@@ -40,6 +42,7 @@ def reuse_memory() -> AbstractContextManager[None]:
 
 
 __all__ = [
+    "FEED_FORWARD_TOKENS",
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -174,6 +176,25 @@ def run_linears(x: LinearInput, *linears: AnyLinear) -> list[Tensor]:
         return [linear(x) for linear in linears]
     stored, scales = [each.stored for each in w8a8], [each.weight_scale for each in w8a8]
     return kernels.linears_w8a8(x, stored, scales)
+
+
+def run_in_parts(f: Callable[[LinearInput], Tensor], x: LinearInput, most: int | None) -> Tensor:
+    """f of x, both [T, dim] in x's dtype: of at most `most` tokens at a time, or None, of all."""
+    q = x if isinstance(x, Tensor) else x.q
+    n_parts = -(-len(q) // (most or len(q)))
+    if n_parts == 1:
+        return f(x)
+    out = kernels.empty(q.shape, x.dtype, q.device)
+    size = -(-len(q) // n_parts)  # all of about the same
+    for start in range(0, len(q), size):
+        out[start : start + size] = f(_tokens(x, start, start + size))
+    return out
+
+
+def _tokens(x: LinearInput, start: int, stop: int) -> LinearInput:
+    if isinstance(x, Tensor):
+        return x[start:stop]
+    return x._replace(q=x.q[start:stop], scale=x.scale[start:stop])
 
 
 def _has_hooks(module: nn.Module) -> bool:

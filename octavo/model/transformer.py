@@ -31,6 +31,7 @@ from octavo.model.linear import (
     LinearW8A8,
     make_linear,
     pack_linears,
+    run_in_parts,
     run_linears,
 )
 from octavo.model.loading import load_weights
@@ -97,10 +98,14 @@ class FeedForward(nn.Module):
         self.w3 = make_linear(config, f"layers.{layer}.feed_forward.w3")
 
     def forward(self, x: LinearInput) -> Tensor:
-        """[T, dim] to the same."""
-        if isinstance(self.w2, LinearW8A8):
-            return self.w2(kernels.silu_mul_quantize(*run_linears(x, self.w1, self.w3)))
-        return self.w2(self.gate(x))
+        """[T, dim] to the same; in W8A8, by parts where all hidden numbers would be much memory."""
+        if not isinstance(self.w2, LinearW8A8):
+            return self.w2(self.gate(x))
+        most = kernels.feed_forward_tokens(self.w2.weight_scale.device)
+        return run_in_parts(self._forward_w8a8, x, most)
+
+    def _forward_w8a8(self, x: LinearInput) -> Tensor:
+        return self.w2(kernels.silu_mul_quantize(*run_linears(x, self.w1, self.w3)))
 
     def gate(self, x: LinearInput) -> Tensor:
         """SiLU(w1 x) · w3 x, [T, hidden_dim]: what w2 is given."""
@@ -304,7 +309,12 @@ class Transformer(nn.Module):
             The last layer's normed output of each, [T, dim] or [R, dim].
         """
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        return self.run_layers(self.tok_embeddings(input_ids), rotary, seqlens, batch, last)
+        return self.run_layers(self._embed(input_ids), rotary, seqlens, batch, last)
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        weight = self.tok_embeddings.weight
+        x = kernels.empty((len(input_ids), weight.shape[1]), weight.dtype, weight.device)
+        return torch.index_select(weight, 0, input_ids, out=x)
 
     def run_layers(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu.memory import empty
+from octavo.kernels.cpu.memory import zeros
 
 LINE = 64  # bytes, at which every tensor begins
 
@@ -38,7 +38,7 @@ class Arena:
 
     def __init__(self, memory: int | np.ndarray) -> None:
         if isinstance(memory, int):
-            memory = empty((memory,), torch.uint8).numpy()  # which begins with a line
+            memory = zeros((memory,), torch.uint8).numpy()  # which begins with a line
         self.memory: np.ndarray = memory
         self._free = [(0, len(memory))]  # start and stop, in order
         # What was let go of, perhaps by another thread or in the middle of `empty`.

@@ -14,9 +14,10 @@ from octavo.kernels.cpu.rows import (
     silu_mul,
     silu_mul_quantize,
 )
-from octavo.kernels.cpu.w8a8 import linear_w8a8, linears_w8a8, pack_w8a8
+from octavo.kernels.cpu.w8a8 import FEED_FORWARD_TOKENS, linear_w8a8, linears_w8a8, pack_w8a8
 
 __all__ = [
+    "FEED_FORWARD_TOKENS",
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",

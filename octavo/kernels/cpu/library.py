@@ -150,6 +150,13 @@ def run(name: str, call: ctypes.Structure, isa: int) -> None:
         _of_thread.recorder(address, call, isa)
 
 
+def size(name: str, call: ctypes.Structure, isa: int) -> int:
+    """What a function of the library says that a call takes; arguments as in `run`."""
+    function = _function(name)
+    function.restype = ctypes.c_int64
+    return int(function(ctypes.byref(call), isa))
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """Memory for what a call writes, whatever it holds; the device is a CPU in any case."""
     arena, must = _of_thread.arena, _of_thread.recorder is not None

@@ -35,7 +35,10 @@ class _W8A8Call(ctypes.Structure):
 class _W8A8Calls(ctypes.Structure):
     """`W8A8Calls` of native/linear.h."""
 
-    _fields_ = (("calls", ctypes.POINTER(_W8A8Call)), ("n_calls", ctypes.c_int64))
+    _fields_ = (
+        ("calls", ctypes.POINTER(_W8A8Call)), ("n_calls", ctypes.c_int64),
+        ("laid_out", ctypes.c_void_p),
+    )  # fmt: skip
 
 
 class _BF16Call(ctypes.Structure):
@@ -66,7 +69,7 @@ class PanelWeight:
         isa = best_isa() if isa is None else isa
         assert isa is not None, "not without the library"
         self.isa = isa
-        self.panels = memory.empty((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
+        self.panels = memory.zeros((-(-n_outputs // PANEL), PANEL * n_inputs), torch.int8)
         weight = weight.contiguous()
         library = native.load()
         assert library is not None
@@ -104,8 +107,11 @@ def multiply_all(
         )
         for weight, weight_scale, out in zip(weights, scales, outs, strict=True)
     ]  # fmt: skip
-    array = (_W8A8Call * len(calls))(*calls)
-    native.run("octavo_linears_w8a8", _W8A8Calls(array, len(calls)), weights[0].isa)
+    call = _W8A8Calls((_W8A8Call * len(calls))(*calls), len(calls))
+    isa = weights[0].isa
+    laid_out = native.empty((native.size("octavo_w8a8_laid_out_bytes", call, isa),), torch.int8)
+    call.laid_out = laid_out.data_ptr()
+    native.run("octavo_linears_w8a8", call, isa)
     return outs if dtype == x.dtype else [out.to(x.dtype) for out in outs]
 
 
@@ -130,7 +136,11 @@ def _most_tokens(isa: int) -> int:
 @cache
 def best_isa() -> int | None:
     """The widest instructions that compute right here, by ISAS; None: not the library."""
-    calls = {"octavo_linears_w8a8": _W8A8Call, "octavo_linear_bf16": _BF16Call}
+    calls = {
+        "octavo_linears_w8a8": _W8A8Calls,
+        "octavo_linear_w8a8": _W8A8Call,
+        "octavo_linear_bf16": _BF16Call,
+    }
     return native.widest_right(_is_right, "a linear", calls)
 
 

@@ -27,7 +27,7 @@ def read_bytes_per_second(n_bytes: int = READ_BYTES) -> float:
     Args:
         n_bytes: of memory that is taken for it, a multiple of 8.
     """
-    buffer = memory.empty((n_bytes,), torch.uint8).fill_(1)  # or it would be no memory yet
+    buffer = memory.zeros((n_bytes,), torch.uint8).fill_(1)  # or it would be no memory yet
     return n_bytes / min(best_seconds(partial(_read, buffer, n_streams)) for n_streams in STREAMS)
 
 

@@ -12,9 +12,17 @@ from octavo.kernels.cuda.quantize import (
     silu_mul_quantize,
 )
 from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
-from octavo.kernels.plain import check_kernels, empty, linear, pack_w8a8, reuse_memory
+from octavo.kernels.plain import (
+    FEED_FORWARD_TOKENS,
+    check_kernels,
+    empty,
+    linear,
+    pack_w8a8,
+    reuse_memory,
+)
 
 __all__ = [
+    "FEED_FORWARD_TOKENS",
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         batch: PassPages | None,
         last: LastTokens | None = None,
     ) -> Tensor:
-        """[T, dim] to [T, dim]; tokens of different sequences never see each other."""
+        """[T, dim] to the same, or with `last` to [R, dim]; no sequence sees another's tokens."""
         return self.wo(self.attend(x, rotary, seqlens, batch, last))
 
     def attend(

@@ -190,10 +190,9 @@ def octavo_once(options: argparse.Namespace) -> Result:
     longest = max(options.prefill, default=0)
     if longest > LONG and options.kv != "bf16":
         result["prefill_bf16_kv"] = {str(longest): read_prompt(options, longest, kv="bf16")}
-    if any(n <= LONG for n in options.prefill):  # the most beside the fewest weights
-        n_tokens = max(n for n in options.prefill if n <= LONG)
-        run = bench(options, head="int8", prompt=n_tokens, decode=options.steps)
-        result["prefill_int8_head"] = {str(n_tokens): run}
+    if short := [n for n in options.prefill if n <= LONG]:  # the most beside the fewest weights
+        run = bench(options, head="int8", prompt=max(short), decode=options.steps)
+        result["prefill_int8_head"] = {str(max(short)): run}
     if options.context and options.full:
         result["full_context"] = end_of_context(options, layers=None)
     if options.full:

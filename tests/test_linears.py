@@ -127,20 +127,23 @@ def test_inputs_are_laid_out_within_what_is_asked_for(isa: int, n_tokens: int) -
 
 
 @each_isa
-def test_threads_lay_out_inputs_in_memory_of_their_own(isa: int) -> None:
+def test_inputs_laid_out_in_kept_memory_are_a_calls_and_a_threads_own(isa: int) -> None:
     require(isa)
 
-    def runs(n_tokens: int) -> bool:
-        x, weight, weight_scale = random_linear((n_tokens, 256, 1024))
+    def runs(n_tokens: int, n_inputs: int, times: int = 1, n_outputs: int = 16) -> bool:
+        x, weight, weight_scale = random_linear((n_tokens, n_outputs, n_inputs))
         tokens = quantized.quantize_per_token(x)
         expected = quantized.linear_w8a8(tokens, weight, weight_scale)
         packed = linear.PanelWeight(weight, isa)
         with library.reuse_memory():
-            results = [packed.multiply(tokens, weight_scale) for _ in range(60)]
+            results = [packed.multiply(tokens, weight_scale) for _ in range(times)]
         return all(torch.equal(result, expected) for result in results)
 
+    # It grows, and is enough.
+    assert all(map(runs, [40, 100, 7, 1040, 33], [128, 256, 128, 16_448, 256]))
     with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(runs, [148, 140]))
+        assert all(pool.map(runs, [48, 40], [1024, 1024], [60, 60], [256, 256]))
+        assert all(pool.map(runs, [148, 140], [1024, 1024], [60, 60], [256, 256]))
 
 
 @pytest.mark.parametrize("quantizes", [False, True])

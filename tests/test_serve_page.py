@@ -51,11 +51,13 @@ def server_with_key() -> Iterator[Server]:
 
 
 def test_an_answer_is_shown_as_it_comes(chat: Chat) -> None:
-    # In place of the server, so that each piece waits until the one before it was seen.
+    # In place of the server's answer, so that each piece waits until the one before it was seen.
     chat.page.evaluate(
         """() => {
             const body = new ReadableStream({ start(controller) { window.stream = controller; } });
-            window.fetch = async () => new Response(body);
+            const real = window.fetch;  // by which the page asks for the model meanwhile
+            window.fetch = async (path, options) =>
+                path.endsWith("/chat/completions") ? new Response(body) : real(path, options);
         }"""
     )
     chat.send(SUM)

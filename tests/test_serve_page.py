@@ -17,6 +17,15 @@ from tests.serving import Server, eventually
 SUM = "What is 23 + 48?"
 WEATHER = "What's the weather like today in Paris?"
 KEY = "a-secret"
+# The server's answer to what its model is called waits for `letGo`.
+HOLD_NAME = """(() => {
+    const held = new Promise((resolve) => { window.letGo = resolve; });
+    window.real = window.fetch;
+    window.fetch = async (path, options) => {
+        if (path.endsWith("/models")) await held;
+        return real(path, options);
+    };
+})()"""
 HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=1</script>&lt;b&gt;"
 
 
@@ -222,6 +231,17 @@ def test_a_bad_setting_is_named_and_the_text_given_back(
     assert chat.bodies == []
 
 
+def test_an_error_outlasts_the_models_name(chat: Chat) -> None:
+    chat.page.add_init_script(HOLD_NAME)
+    chat.page.reload()
+    chat.set("Tools", "{}")
+    chat.send(SUM)
+    expect(chat.page.get_by_role("alert")).to_have_text("Tools: a JSON list is needed.")
+    chat.page.evaluate("letGo()")
+    expect(chat.page.locator("#model")).not_to_be_empty()
+    expect(chat.page.get_by_role("alert")).to_have_text("Tools: a JSON list is needed.")
+
+
 def test_the_servers_own_errors_are_shown(chat: Chat) -> None:
     chat.set("Tools", '[{"type": "function", "function": {"name": "two words"}}]')
     chat.send(SUM)
@@ -288,6 +308,26 @@ def test_a_key_is_asked_for_and_kept_in_memory(browser: Browser, server_with_key
     chat.page.reload()
     expect(key).to_have_value("")
     expect(chat.page.locator("article")).to_have_count(0)
+    chat.context.close()
+
+
+def test_a_key_that_is_no_longer_there_is_no_error(
+    browser: Browser, server_with_key: Server
+) -> None:
+    chat = Chat(browser, f"{server_with_key.url}/")
+    key, name = chat.page.get_by_label("API key"), chat.page.locator("#model")
+    expect(chat.page.get_by_role("alert")).to_have_text("This server asks for an API key.")
+    chat.page.evaluate(HOLD_NAME)
+    key.fill("wrong")
+    key.press("Enter")
+    expect(chat.page.get_by_role("alert")).to_be_hidden()
+    chat.page.evaluate("() => { window.fetch = real; }")
+    key.fill(KEY)
+    key.press("Enter")
+    expect(name).to_have_text("demo")
+    name.evaluate("(element) => { element.textContent = ''; letGo(); }")
+    expect(name).to_have_text("demo")  # shown anew: the answer to the wrong key was looked at
+    expect(chat.page.get_by_role("alert")).to_be_hidden()
     chat.context.close()
 
 

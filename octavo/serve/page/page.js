@@ -222,12 +222,13 @@ function startAnew() {
 }
 
 async function connect() {
+  const asked = key.value;
+  showError(""); // and not once there is a name: by then it may be about what was sent meanwhile
   try {
-    model = await modelName(key.value);
-    showError("");
+    model = await modelName(asked);
     if (document.activeElement === key) prompt.focus();
   } catch (error) {
-    explain(error);
+    if (key.value === asked) explain(error); // or another key is asked about already
   }
   showModel();
 }

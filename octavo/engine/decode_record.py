@@ -113,10 +113,12 @@ class RecordedDecode:
         self._seen.add(kind)
         if step is None:
             hidden = self.model.hidden(torch.tensor(token_ids), query_lens, caches)
-            return hidden, self.model.logits(hidden)
-        for cache, n in zip(caches, query_lens, strict=True):
-            cache.length += n
-        return step.hidden, self._logits[: len(token_ids)].copy_(step.logits)
+            logits = self.model.output(hidden)
+        else:
+            hidden, logits = step.hidden, step.logits
+            for cache, n in zip(caches, query_lens, strict=True):
+                cache.length += n
+        return hidden, self._logits[: len(token_ids)].copy_(logits)
 
     def _put(
         self, token_ids: Sequence[int], caches: Sequence[RaggedCache], query_lens: Sequence[int]

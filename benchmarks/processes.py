@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -39,7 +40,7 @@ class Finished:
 
 
 def run(command: Sequence[str], env: Mapping[str, str], timeout: float) -> Finished:
-    """Run a program to its end.
+    """Run a program to its end, and end what it has started and left.
 
     Args:
         command: what to run.
@@ -52,7 +53,12 @@ def run(command: Sequence[str], env: Mapping[str, str], timeout: float) -> Finis
     print(shlex.join(command), file=sys.stderr, flush=True)
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         started = time.time()
-        process = psutil.Popen(command, stdout=stdout, stderr=stderr, env=os.environ | dict(env))
+        # A session of its own, so that one signal reaches all processes that it starts, and Ctrl-C
+        # comes here and does not end it before what it started.
+        process = psutil.Popen(
+            command, stdout=stdout, stderr=stderr, env=os.environ | dict(env),
+            start_new_session=True,
+        )  # fmt: skip
         memory = PeakMemory(process)
         try:
             problem = f"exit code {code}" if (code := process.wait(timeout)) else ""
@@ -60,7 +66,9 @@ def run(command: Sequence[str], env: Mapping[str, str], timeout: float) -> Finis
             problem = f"killed after {timeout:.0f} s"
         finally:
             memory.stop()
-            _kill(process)
+            with contextlib.suppress(ProcessLookupError):  # all have ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         printed = [_read(stdout), _read(stderr)]
         if problem:
             sys.exit("\n".join([*(text[-TAIL:] for text in printed), shlex.join(command), problem]))
@@ -106,14 +114,6 @@ class PeakMemory:
                 for process in (self._process, *self._process.children(recursive=True)):
                     total += process.memory_info().rss
             self.n_bytes = max(self.n_bytes, total)
-
-
-def _kill(process: psutil.Popen) -> None:
-    """End a process that may have ended, and what it started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for each in (*process.children(recursive=True), process):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
 
 
 def _read(file: Any) -> str:

@@ -17,12 +17,14 @@ from tests.serving import Server, eventually
 SUM = "What is 23 + 48?"
 WEATHER = "What's the weather like today in Paris?"
 KEY = "a-secret"
-# The server's answer to what its model is called waits for `letGo`.
+# What the model is called is asked for once `letGo` is called, if nobody stops it before.
 HOLD_NAME = """(() => {
     const held = new Promise((resolve) => { window.letGo = resolve; });
     window.real = window.fetch;
     window.fetch = async (path, options) => {
-        if (path.endsWith("/models")) await held;
+        const signal = options.signal ?? new AbortController().signal;
+        const stopped = new Promise((resolve) => { signal.onabort = resolve; });
+        if (path.endsWith("/models")) await Promise.race([held, stopped]);
         return real(path, options);
     };
 })()"""
@@ -118,6 +120,28 @@ def test_a_conversation_goes_on_and_begins_anew(chat: Chat) -> None:
     expect(chat.page.locator("article")).to_have_count(0)
     chat.answer("hello")
     assert chat.bodies[-1]["messages"] == [{"role": "user", "content": "hello"}]
+
+
+def test_an_answer_that_waits_for_the_models_name_is_stopped(chat: Chat) -> None:
+    chat.page.add_init_script(HOLD_NAME)
+    chat.page.reload()
+    chat.send(SUM)
+    chat.button("Stop").click()
+    expect(chat.page.get_by_label("Message")).to_have_value(SUM)
+    expect(chat.page.locator("article")).to_have_count(0)
+    assert chat.bodies == []
+
+
+def test_an_answer_that_waits_for_the_models_name_stays_in_its_conversation(chat: Chat) -> None:
+    chat.page.add_init_script(HOLD_NAME)
+    chat.page.reload()
+    chat.send(SUM)
+    expect(chat.page.locator("article.user")).to_have_count(1)
+    chat.button("New conversation").click()
+    chat.page.evaluate("letGo()")
+    chat.answer("hello")
+    expect(chat.page.locator("article")).to_have_count(2)
+    assert [body["messages"] for body in chat.bodies] == [[{"role": "user", "content": "hello"}]]
 
 
 def test_shift_enter_is_a_new_line(chat: Chat) -> None:

@@ -8,9 +8,9 @@ export class ApiError extends Error {
   }
 }
 
-/** What the server calls its model. */
-export async function modelName(key) {
-  const response = await ask("v1/models", key);
+/** What the server calls its model. `signal` stops the question. */
+export async function modelName(key, signal) {
+  const response = await ask("v1/models", key, { signal });
   return (await response.json()).data[0].id;
 }
 

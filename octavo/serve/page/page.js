@@ -102,7 +102,7 @@ async function answer(undo) {
   let view = null;
   try {
     const body = request();
-    model ??= await modelName(key.value);
+    model ??= await modelName(key.value, stopped);
     showModel();
     view = new Answer();
     for await (const chunk of chat({ model, ...body }, key.value, stopped)) view.add(chunk);

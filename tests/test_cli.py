@@ -7,11 +7,13 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
 from octavo.cli.stdout import checked_stdout
 from octavo.engine.decode_graph import DecodeGraphs
 from octavo.kernels.cpu import library
+from tests.checkpoints import small_config, write_mistral
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -405,30 +408,41 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.leader, text.encode())
 
-    def read_until(self, text: str, seconds: float = 60) -> str:
-        """What is shown up to and with `text`; what follows it stays unread."""
+    def shows(self, wanted: Callable[[str], bool], seconds: float = 60) -> bool:
+        """Whether what is shown and unread comes to be as wanted in time."""
         deadline = time.monotonic() + seconds
-        while text not in self.shown:
+        while not wanted(self.shown):
             left = deadline - time.monotonic()
-            assert left > 0 and select.select([self.leader], [], [], left)[0], self.shown
+            if left <= 0 or not select.select([self.leader], [], [], left)[0]:
+                return False
             self.shown += os.read(self.leader, 4096).decode(errors="replace")
+        return True
+
+    def read_until(self, text: str) -> str:
+        """What is shown up to and with `text`; what follows it stays unread."""
+        assert self.shows(lambda shown: text in shown), self.shown
         before, self.shown = self.shown.split(text, 1)
         return before + text
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(text_model: Path) -> None:
-    terminal = Terminal("chat", text_model, "--dtype", "float32")
+def test_ctrl_c_stops_the_answer_and_not_the_program(text_model: Path, tmp_path: Path) -> None:
+    write_mistral(tmp_path, small_config(vocab_size=2048, max_seq_len=2**17))
+    shutil.copy(text_model / "tekken.json", tmp_path)
+    terminal = Terminal("chat", tmp_path, "--dtype", "float32")
     terminal.read_until("> ")
     terminal.type("Hello\n")
     terminal.read_until("Hello\r\n")
-    time.sleep(0.3)  # it is answering: 500 tokens take longer than this
+    # An answer, and not only the codes by which a terminal is set: it goes on for minutes.
+    assert terminal.shows(lambda shown: len(shown) > 100)
     terminal.type("\x03")
     assert "Traceback" not in terminal.read_until("[stopped]\r\n")
     terminal.read_until("> ")
     terminal.type("half a line")
     terminal.read_until("half a line")
-    time.sleep(0.3)  # nobody is faster, and CPython misses a signal that precedes its wait
+    time.sleep(0.3)  # nobody is faster, and CPython misses a signal that precedes its wait,
     terminal.type("\x03")  # at the prompt it only clears the line
+    if not terminal.shows(lambda shown: "> " in shown, seconds=10):
+        terminal.type("\x03")  # which on a busy machine is later still
     terminal.read_until("> ")
     terminal.type("/quit\n")
     assert terminal.process.wait(30) == 0

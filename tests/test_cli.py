@@ -54,7 +54,7 @@ def test_serve_captures_a_gpus_graphs_before_it_says_that_it_serves(
     """Without a GPU: the engine says that it has graphs, and what it captures is counted."""
     llm = LLM("demo", device="cpu", max_model_len=64)
     if has_graphs:
-        llm.engine.decode = DecodeGraphs(llm.model, llm.engine.pool, 2, 64, False)
+        llm.engine.decode = DecodeGraphs(llm.model, llm.engine.pool, 2, 64, True, False)
     warmed: list[str] = []
     monkeypatch.setattr(llm.engine, "warm_up", lambda: warmed.append("warm"))
     monkeypatch.setattr(options, "load", lambda *_, **__: llm)

@@ -234,6 +234,15 @@ def test_what_the_kernels_take(head_dim: int, page_size: int, group: int, served
     assert attention.serves(torch.zeros(2, group, head_dim, device=DEVICE), pages) == served
 
 
+def test_bounds_of_lengths_are_never_taken_for_lengths() -> None:
+    pages = KVPages(*torch.randn(2, 3, 1, 16, 96, device=DEVICE))  # head_dim is not Triton's
+    q, page_table = torch.randn(2, 4, 96, device=DEVICE), torch.zeros(2, 1, dtype=torch.int64)
+    lens = torch.tensor([7, 9], dtype=torch.int32, device=DEVICE)
+    bounds = Lens([16] * 2, lens, are_bounds=True)
+    with pytest.raises(RuntimeError, match="takes lengths from the host"):
+        attention.paged_attention(q, pages, page_table.to(DEVICE), [1, 1], bounds, None)
+
+
 def test_kernels_that_compute_wrong_are_not_used_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,8 +51,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[Bucket]:
 
 def with_decode(made: Engine, capture: bool = False) -> Engine:
     made.decode = DecodeGraphs(
-        made.model, made.pool, made.max_num_seqs, made.max_model_len, capture
-    )
+        made.model, made.pool, made.max_num_seqs, made.max_model_len,
+        made.scheduler.speculate, capture,
+    )  # fmt: skip
     return made
 
 
@@ -66,10 +67,14 @@ def test_batches_that_grow_and_shrink_give_the_same_tokens(
     assert not used
     made = with_decode(engine(demo, max_num_seqs=6, speculate=speculate))
     assert tokens_of(run(made, encoded, params)) == expected
-    if not speculate:
+    if speculate:
+        with_guesses = {bucket for bucket in used if bucket.guesses}
+        assert made.stats().accepted_tokens_total > 0
+        assert len({bucket.size for bucket in with_guesses}) > 1
+        assert len({bucket.context for bucket in with_guesses}) > 1
+    else:
         assert {bucket.size for bucket in used} == {1, 2, 4, 6}
         assert {bucket.context for bucket in used} == {128, 512}
-    assert len(set(used)) > 1
 
 
 def test_preempted_answers_give_the_same_tokens(demo: LLM, used: list[Bucket]) -> None:
@@ -91,19 +96,23 @@ def test_shared_prefixes_and_copies_give_the_same_tokens(demo: LLM, used: list[B
     assert made.stats().cached_tokens_total > 0 and used
 
 
-def test_hidden_states_and_logits_are_those_of_a_plain_step(demo: LLM) -> None:
-    encoded = prompts(demo.tokenizer, 3)
-    made = with_decode(engine(demo))
+@pytest.mark.parametrize("query_lens", [[1, 1, 1], [1, 7, 3], [16], [1, 2], [5, 5, 6]])
+def test_hidden_states_and_logits_are_those_of_a_plain_step(
+    demo: LLM, query_lens: list[int]
+) -> None:
+    encoded = prompts(demo.tokenizer, len(query_lens))
+    made = with_decode(engine(demo, speculate=True))
     assert made.decode is not None
     padded, plain = ([RaggedCache(made.pool) for _ in encoded] for _ in range(2))
     lens = [len(prompt) for prompt in encoded]
     for caches in (padded, plain):
         demo.model(torch.tensor([token for prompt in encoded for token in prompt]), lens, caches)
-    for token in (5, 6, 7):
-        for cache in padded:
-            cache.prepare(1)
-        hidden, logits = made.decode.run([token, token + 1, token], padded)
-        expected = demo.model.hidden(torch.tensor([token, token + 1, token]), [1] * 3, plain)
+    for first in (5, 6, 7):
+        tokens = list(range(first, first + sum(query_lens)))
+        for cache, n in zip(padded, query_lens, strict=True):
+            cache.prepare(n)
+        hidden, logits = made.decode.run(tokens, padded, query_lens)
+        expected = demo.model.hidden(torch.tensor(tokens), query_lens, plain)
         torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(logits, demo.model.logits(expected), rtol=1e-4, atol=1e-4)
         assert [cache.length for cache in padded] == [cache.length for cache in plain]
@@ -123,32 +132,45 @@ def test_the_device_is_told_the_lengths_that_the_host_knows(
         return compute(ids, positions, lengths, batch, *rest)
 
     monkeypatch.setattr(demo.model, "run", watched)
-    run(with_decode(engine(demo)), prompts(demo.tokenizer, 3), greedy(5))
-    assert len(told) >= 8
+    run(with_decode(engine(demo, speculate=True)), prompts(demo.tokenizer, 3), greedy(25))
+    # Steps with guesses are filled up to 16 tokens.
+    assert len(told) >= 8 and any(len(lens) > 1 and sum(lens) == 16 for _, lens in told[::2])
     for on_device, on_host in told:
         assert on_device == on_host
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+@pytest.mark.parametrize(
+    ("query_lens", "n_filling"),
+    [([1] * 5, 1), ([1, 4, 1, 1, 2], 7)],  # to 8 sequences, all at the same place; to 16 tokens
+)
 def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
-    demo: LLM, dtype: torch.dtype
+    demo: LLM, dtype: torch.dtype, query_lens: list[int], n_filling: int
 ) -> None:
     pool = PagePool(CacheLayout.of(demo.model.config, dtype), 60)
-    decode = DecodeGraphs(demo.model, pool, 8, 256, capture=False)
-    caches = [RaggedCache(pool) for _ in range(5)]  # padded to 8
-    for cache in caches:
-        cache.prepare(1)
+    decode = DecodeGraphs(demo.model, pool, 8, 256, speculate=True, capture=False)
+    caches = [RaggedCache(pool) for _ in query_lens]
+    for cache, n in zip(caches, query_lens, strict=True):
+        cache.prepare(n)
     stored = [
         x for x in (pool.keys, pool.values, pool.key_scales, pool.value_scales) if x is not None
     ]
     for tensor in stored:
         tensor.fill_(99)
-    decode.run([5, 6, 7, 8, 9], caches)
-    own = {int(p) for cache in caches for table in cache.tables for p in table.ids[:, 0]}
+    decode.run(list(range(5, 5 + sum(query_lens))), caches, query_lens)
+    expected = [
+        [int(page), offset]
+        for cache, n in zip(caches, query_lens, strict=True)
+        for table in cache.tables
+        for page in table.ids[:, 0]
+        for offset in range(n)
+    ]
+    own = {page for page, _ in expected}
+    expected += [[pool.spare_page, offset] for offset in range(n_filling)]
     for tensor in stored:
         written = (tensor != 99).flatten(4).any(-1) if tensor.dim() == 5 else tensor != 99
         slots = written.any(0).any(1).nonzero().tolist()  # [page, offset]
-        assert sorted(slots) == sorted([page, 0] for page in {*own, pool.spare_page})
+        assert sorted(slots) == sorted(expected)
     assert pool.spare_page not in own and len(own) == 5 * sum(pool.layout.rows)
 
 
@@ -210,7 +232,7 @@ class FakeGPU:
         replayed: the bucket of each replay.
     """
 
-    computed: list[tuple[Bucket, list[int]]] = field(default_factory=list)
+    computed: list[tuple[Bucket, Any]] = field(default_factory=list)
     replayed: list[Bucket] = field(default_factory=list)
 
 
@@ -221,9 +243,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     compute = DecodeGraphs._compute
     decodes: list[DecodeGraphs] = []
 
-    def lengths(decode: DecodeGraphs, bucket: Bucket) -> list[int]:
-        lens: list[int] = (decode._split(decode._inputs, bucket)[1] + 1).tolist()
-        return lens
+    def lengths(decode: DecodeGraphs, bucket: Bucket) -> tuple[list[int], list[int]]:
+        inputs = decode._split(decode._inputs, bucket)
+        return inputs.query_lens.tolist(), inputs.kv_lens.tolist()
 
     class Graph:
         bucket: Bucket
@@ -232,9 +254,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
             seen.replayed.append(self.bucket)
             compute(decodes[-1], self.bucket, lengths(decodes[-1], self.bucket))
 
-    def watched(self: DecodeGraphs, bucket: Bucket, kv_lens: list[int]) -> None:
+    def watched(self: DecodeGraphs, bucket: Bucket, lens: Any = None) -> None:
         decodes.append(self)
-        seen.computed.append((bucket, list(kv_lens)))
+        seen.computed.append((bucket, lens))
         compute(self, bucket, lengths(self, bucket))
 
     monkeypatch.setattr(DecodeGraphs, "_compute", watched)
@@ -248,28 +270,39 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     return seen
 
 
-def test_a_graph_is_captured_once_for_each_bucket_and_replayed(demo: LLM, gpu: FakeGPU) -> None:
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_graph_is_captured_once_for_each_bucket_and_replayed(
+    demo: LLM, gpu: FakeGPU, speculate: bool
+) -> None:
     encoded = [prompt[:20] for prompt in prompts(demo.tokenizer, 3)]
     params = [greedy(10 + 7 * i) for i in range(3)]
     expected = tokens_of(run(engine(demo), encoded, params))
-    made = with_decode(engine(demo), capture=True)
+    made = with_decode(engine(demo, speculate=speculate), capture=True)
     assert tokens_of(run(made, encoded, params)) == expected
     # Each bucket is computed with its bounds, plainly and then to be captured.
     buckets = {bucket for bucket, _ in gpu.computed}
     assert len(gpu.computed) == 2 * len(buckets) and len(buckets) > 1
-    for bucket, kv_lens in gpu.computed:
-        assert kv_lens == [bucket.context] * bucket.size
+    assert all(lens is None for _, lens in gpu.computed)
+    assert {bucket.guesses for bucket in buckets} == {False, speculate}
     assert set(gpu.replayed) == buckets and len(gpu.replayed) > 2 * len(buckets)
 
 
-def test_a_warm_engine_captures_nothing_while_it_answers(demo: LLM, gpu: FakeGPU) -> None:
+@pytest.mark.parametrize("speculate", [False, True])
+def test_a_warm_engine_captures_nothing_while_it_answers(
+    demo: LLM, gpu: FakeGPU, speculate: bool
+) -> None:
     encoded = [prompt[:20] for prompt in prompts(demo.tokenizer, 3)]
     expected = tokens_of(run(engine(demo), encoded, greedy(30)))
-    made = with_decode(engine(demo, max_num_seqs=5, max_model_len=200), capture=True)
-    made.warm_up()
+    made = engine(demo, max_num_seqs=5, max_model_len=200, speculate=speculate)
+    with_decode(made, capture=True).warm_up()
     captured = [bucket for bucket, _ in gpu.computed[::2]]
     sizes, contexts = (5, 4, 2, 1), (200, 128, 32)  # the largest first
-    assert captured == [Bucket(size, context) for size in sizes for context in contexts]
+    assert captured == [
+        Bucket(size, context, guesses)
+        for guesses in ([True, False] if speculate else [False])  # 16 tokens, and 5
+        for size in sizes
+        for context in contexts
+    ]
     assert gpu.replayed == captured  # each was compared with the plain step
     n_computed = len(gpu.computed)
     assert tokens_of(run(made, encoded, greedy(30))) == expected
@@ -279,7 +312,7 @@ def test_a_warm_engine_captures_nothing_while_it_answers(demo: LLM, gpu: FakeGPU
 
 
 def test_a_warm_up_writes_to_the_spare_page_alone(demo: LLM, gpu: FakeGPU) -> None:
-    made = with_decode(engine(demo, max_model_len=200), capture=True)
+    made = with_decode(engine(demo, max_model_len=200, speculate=True), capture=True)
     made.pool.keys.zero_()
     made.warm_up()
     written = made.pool.keys.flatten(2).any(-1).any(0).nonzero().flatten().tolist()
@@ -316,16 +349,22 @@ def test_a_warm_up_ends_where_a_step_cannot_be_captured(
     assert tokens_of(run(made, encoded, greedy())) == expected
 
 
-def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(demo: LLM) -> None:
+@pytest.mark.parametrize("speculate", [False, True])
+def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(
+    demo: LLM, speculate: bool
+) -> None:
     pool = engine(demo).pool
-    made = DecodeGraphs(demo.model, pool, 6, 512, capture=False)
+    made = DecodeGraphs(demo.model, pool, 6, 512, speculate, capture=False)
     places = (made._inputs, made._hidden, made._logits)
     least = sum(place.numel() * place.itemsize for place in places)
-    n_graphs = len(made.sizes) * len(made.contexts)
-    n_kernels = n_graphs * demo.model.config.n_layers * decode_graph.KERNELS_A_LAYER
-    pool_bytes = activation_bytes(demo.model.config, 6) + 6 * demo.model.config.vocab_size * 8
+    config, n_tokens = demo.model.config, 16 if speculate else 6
+    n_kernels = len(made.buckets) * config.n_layers * decode_graph.KERNELS_A_LAYER
+    pool_bytes = activation_bytes(config, n_tokens) + n_tokens * config.vocab_size * 8
+    if speculate:  # the sums of keys' runs: of 16 tokens, all heads that share one of keys
+        group = config.n_heads // config.n_kv_heads
+        pool_bytes += decode_graph.RUNS * 16 * group * config.head_dim * 4
     expected = least + pool_bytes + n_kernels * decode_graph.KERNEL_BYTES
-    assert graph_bytes(pool.layout, demo.model, 6, 512) == expected
+    assert graph_bytes(pool.layout, demo.model, 6, 512, speculate) == expected
 
 
 def test_a_guess_that_was_wrong_may_have_left_a_page_beyond_the_bucket(

@@ -152,7 +152,9 @@ def test_the_host_waits_for_nothing_in_a_step_but_its_tokens(
     )
     made = Engine(model, max_num_seqs=16, max_num_batched_tokens=32, memory=memory, eos_id=5)
     if as_graphs:
-        made.decode = DecodeGraphs(model, made.pool, 16, made.max_model_len, capture=False)
+        made.decode = DecodeGraphs(
+            model, made.pool, 16, made.max_model_len, speculate=False, capture=False
+        )
     for further in (
         {"temperature": 0.0},
         {"n": 3},

@@ -51,7 +51,7 @@ def engine(
     memory = (
         config.weight_bytes(4)
         + working_bytes(config, max_num_seqs, chunk)
-        + decode_bytes(layout, demo.model, max_num_seqs, max_model_len)
+        + decode_bytes(layout, demo.model, max_num_seqs, max_model_len, speculate)
         + n_pages * layout.page_bytes
     )
     made = Engine(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ import torch
 from octavo import LLM, SamplingParams
 from octavo.engine import decode_graph
 from octavo.engine.decode_graph import Bucket, DecodeGraphs
+from octavo.engine.speculation import PromptLookup
 from octavo.kernels import dispatch, plain
 from octavo.kernels.cuda import backend
 
@@ -63,23 +64,34 @@ def test_greedy_tokens_in_fp32_are_the_cpus(
     reason="PyTorch's attention takes lengths from the host",
 )
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("guesses", [False, True])
 def test_kernels_that_are_given_bounds_read_the_lengths_on_the_device(
     expected: dict[str, list[int]],
     gpu_backend: str,
     kv_cache_dtype: str,
+    guesses: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As in a graph that is captured for contexts of up to 128 tokens, in batches of up to 2."""
     monkeypatch.setattr(decode_graph, "SHORTEST_CONTEXT", 128)
     compute = DecodeGraphs._compute
+    used: set[Bucket] = set()
 
-    def captured(self: DecodeGraphs, bucket: Bucket, _: Sequence[int]) -> None:
-        compute(self, bucket, [bucket.context] * bucket.size)
+    def captured(self: DecodeGraphs, bucket: Bucket, _: object) -> None:
+        used.add(bucket)
+        compute(self, bucket)
 
     monkeypatch.setattr(DecodeGraphs, "_compute", captured)
     llm = load(gpu_backend, kv_cache_dtype)
     made = llm.engine
-    made.decode = DecodeGraphs(llm.model, made.pool, 2, made.max_model_len, capture=False)
-    made.decode.sizes = [2]  # so that one answer is padded
-    made.scheduler.speculate = False
+    decode = DecodeGraphs(llm.model, made.pool, 2, made.max_model_len, guesses, capture=False)
+    decode.buckets = [each for each in decode.buckets if each.size == 2]  # one answer is padded
+    made.decode = decode
+    made.scheduler.speculate = guesses
+    if guesses:  # the answer and what is wrong, whatever there is to be found
+        right = expected[kv_cache_dtype]
+        drafts = [[*right[1:3], 0, 7], [0], right[4:6]]
+        monkeypatch.setattr(PromptLookup, "propose", lambda *_: drafts.pop(0) if drafts else [])
     assert answer(llm) == expected[kv_cache_dtype]
+    assert any(bucket.guesses for bucket in used) == guesses
+    assert made.stats().accepted_tokens_total == (2 if guesses else 0)

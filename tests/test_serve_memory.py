@@ -32,7 +32,9 @@ def memory_for(n_sequences: float) -> str:
     pages = int(n_sequences * layout.pages_needed(MAX_MODEL_LEN, CHUNK))
     fixed = config.weight_bytes(4) + working_bytes(config, SEQUENCES, CHUNK)
     with torch.device("meta"):
-        fixed += recording_bytes(layout, Transformer(config), SEQUENCES, MAX_MODEL_LEN)
+        fixed += recording_bytes(
+            layout, Transformer(config), SEQUENCES, MAX_MODEL_LEN, speculate=True
+        )
     return str(fixed + pages * layout.page_bytes)
 
 

@@ -56,7 +56,7 @@ class Run:
         self.caches = [RaggedCache(pool, settings.length) for _ in range(settings.batch)]
         n_short = settings.batch if settings.context else 0
         self.short_caches = [RaggedCache(pool, settings.decode) for _ in range(n_short)]
-        self._decode = decode_steps(model, pool, settings.batch, settings.length)
+        self._decode = decode_steps(model, pool, settings.batch, settings.length, speculate=False)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)

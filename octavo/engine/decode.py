@@ -39,7 +39,7 @@ class DecodeSteps(Protocol):
 
 
 def decode_steps(
-    model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int
+    model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int, speculate: bool
 ) -> DecodeSteps | None:
     """As CUDA graphs on a GPU, as recordings on a CPU; None where steps run as any pass does.
 
@@ -48,17 +48,24 @@ def decode_steps(
         pool: of all sequences' pages.
         max_num_seqs: the most sequences of a step.
         max_model_len: tokens of the longest sequence.
+        speculate: whether steps with guesses come.
     """
     if model.device.type == "cuda":
-        return DecodeGraphs(model, pool, max_num_seqs, max_model_len)
+        return DecodeGraphs(model, pool, max_num_seqs, max_model_len, speculate)
     if model.device.type == "cpu":
-        return RecordedDecode(model, pool, max_num_seqs, max_model_len)
+        return RecordedDecode(model, pool, max_num_seqs, max_model_len, speculate)
     return None
 
 
 def decode_bytes(
-    layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
+    layout: CacheLayout,
+    model: Transformer,
+    max_num_seqs: int,
+    max_model_len: int,
+    speculate: bool,
 ) -> int:
     """Bytes of the device that they keep: arguments as in `decode_steps`; an estimate."""
     bytes_of = {"cuda": graph_bytes, "cpu": recording_bytes}.get(model.device.type)
-    return bytes_of(layout, model, max_num_seqs, max_model_len) if bytes_of else 0
+    if bytes_of is None:
+        return 0
+    return bytes_of(layout, model, max_num_seqs, max_model_len, speculate)

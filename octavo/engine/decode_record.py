@@ -65,10 +65,16 @@ class RecordedDecode:
         pool: of all sequences' pages.
         max_num_seqs: the most sequences of a step.
         max_model_len: tokens of the longest sequence.
+        speculate: whether steps with guesses come.
     """
 
     def __init__(
-        self, model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int
+        self,
+        model: Transformer,
+        pool: PagePool,
+        max_num_seqs: int,
+        max_model_len: int,
+        speculate: bool,
     ) -> None:
         self.model = model
         self.pool = pool
@@ -76,11 +82,9 @@ class RecordedDecode:
         self._seen: set[_Kind] = set()
         self._steps: dict[_Kind, _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
-        n_tokens = _most_tokens(max_num_seqs)
+        n_tokens = self._n_tokens = _most_tokens(max_num_seqs, speculate)
         # Of the system's small pages: of these a step of one token fills few.
-        self._arena = Arena(
-            torch.empty(arena_bytes(model, max_num_seqs), dtype=torch.uint8).numpy()
-        )
+        self._arena = Arena(torch.empty(arena_bytes(model, n_tokens), dtype=torch.uint8).numpy())
         self._x = torch.zeros(n_tokens, config.dim, dtype=model.dtype)
         self._logits = torch.empty(n_tokens, config.vocab_size)
         self._cos, self._sin = torch.zeros(2, n_tokens, config.head_dim // 2)
@@ -93,7 +97,7 @@ class RecordedDecode:
 
     def takes(self, query_lens: Sequence[int]) -> bool:
         """As `DecodeSteps.takes`."""
-        return max(query_lens) == 1 or (len(query_lens) == 1 and query_lens[0] <= MOST_TOKENS)
+        return max(query_lens) == 1 or (len(query_lens) == 1 and query_lens[0] <= self._n_tokens)
 
     def run(
         self,
@@ -174,23 +178,28 @@ def _gives_the_same(step: _Step) -> bool:
     return torch.equal(step.hidden, expected[0]) and torch.equal(step.logits, expected[1])
 
 
-def arena_bytes(model: Transformer, max_num_seqs: int) -> int:
-    """Bytes of what a step computes: arguments as in `RecordedDecode`; an upper estimate."""
-    config, n_tokens = model.config, _most_tokens(max_num_seqs)
-    logits = n_tokens * config.vocab_size * model.dtype.itemsize
-    return activation_bytes(config, n_tokens) + logits + ROUNDING
+def arena_bytes(model: Transformer, n_tokens: int) -> int:
+    """Bytes of what a step of so many tokens computes; an upper estimate."""
+    logits = n_tokens * model.config.vocab_size * model.dtype.itemsize
+    return activation_bytes(model.config, n_tokens) + logits + ROUNDING
 
 
 def recording_bytes(
-    layout: CacheLayout, model: Transformer, max_num_seqs: int, max_model_len: int
+    layout: CacheLayout,
+    model: Transformer,
+    max_num_seqs: int,
+    max_model_len: int,
+    speculate: bool,
 ) -> int:
     """Bytes that recordings of all kinds keep: arguments as in `RecordedDecode`; an estimate."""
-    n_calls = (max_num_seqs + MOST) * (model.config.n_layers + 1) * CALLS_A_LAYER
+    n_tokens = _most_tokens(max_num_seqs, speculate)
+    n_kinds = max_num_seqs + (MOST if speculate else 0)
+    n_calls = n_kinds * (model.config.n_layers + 1) * CALLS_A_LAYER
     tables = 8 * sum(layout.rows) * max_num_seqs * layout.n_blocks(max_model_len)
-    logits = FP32 * _most_tokens(max_num_seqs) * model.config.vocab_size
-    return arena_bytes(model, max_num_seqs) + n_calls * CALL_BYTES + tables + logits
+    logits = FP32 * n_tokens * model.config.vocab_size
+    return arena_bytes(model, n_tokens) + n_calls * CALL_BYTES + tables + logits
 
 
-def _most_tokens(max_num_seqs: int) -> int:
+def _most_tokens(max_num_seqs: int, speculate: bool) -> int:
     """Of a step."""
-    return max(max_num_seqs, MOST_TOKENS)
+    return max(max_num_seqs, MOST_TOKENS) if speculate else max_num_seqs

@@ -71,7 +71,7 @@ class Engine:
             for each token and head.
         enable_prefix_caching: whether prompts that begin alike are computed once.
         speculate: whether tokens are guessed by prompt lookup; the answers are the same.
-        cuda_graphs: whether a GPU replays steps of one token an answer from captured graphs.
+        cuda_graphs: whether a GPU replays steps of few tokens from captured graphs.
 
     Attributes:
         plan: how the memory is shared out.
@@ -124,14 +124,18 @@ class Engine:
             max_num_seqs=max_num_seqs,
             chunk=max_num_batched_tokens,
             device=model.device,
-            decode_bytes=decode_bytes(layout, model, max_num_seqs, longest) if replays else 0,
+            decode_bytes=decode_bytes(layout, model, max_num_seqs, longest, speculate)
+            if replays
+            else 0,
         )
         self.max_model_len = self.plan.max_model_len
         self.pool = PagePool(layout, self.plan.n_pages, model.device, enable_prefix_caching)
         self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
         self.decode: DecodeSteps | None = None
         if replays:
-            self.decode = decode_steps(model, self.pool, max_num_seqs, self.max_model_len)
+            self.decode = decode_steps(
+                model, self.pool, max_num_seqs, self.max_model_len, speculate
+            )
         self._requests: dict[int, _Request] = {}
         self._finished: dict[int, RequestOutput] = {}  # until `run` or `stream` takes them
         self._next_id = 0

@@ -51,8 +51,7 @@ class LLM:
         enable_prefix_caching: whether prompts that begin alike are computed once.
         prompt_lookup: whether tokens are guessed from the text before them and checked several in
             one pass; the answers are the same.
-        cuda_graphs: whether a GPU replays steps that bring one token an answer from captured
-            graphs.
+        cuda_graphs: whether a GPU replays steps of few tokens from captured graphs.
         tensor_parallel: taken as the model card has it, and comes later: one device for now.
 
     Raises:

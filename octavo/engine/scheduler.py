@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from octavo.cache import PagePool, RaggedCache, block_digests
 from octavo.cache.prefix import Hit
 from octavo.engine.sequence import Sequence
-
-# Rows of a step up to which a guessed token is worth its place: reading the weights takes most of
-# the time of so few.
-SPECULATED_ROWS = 16
+from octavo.engine.speculation import SPECULATED_ROWS
 
 
 @dataclass

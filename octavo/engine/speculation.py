@@ -14,6 +14,9 @@ from collections.abc import Sequence
 NGRAM = 3  # tokens that must have occurred before
 MOST = 15  # tokens guessed at once
 LONGEST_REST = 64  # steps
+# Rows of a step up to which a guessed token is worth its place: reading the weights takes most of
+# the time of so few.
+SPECULATED_ROWS = 16
 
 
 class PromptLookup:

@@ -18,8 +18,9 @@ class Lens(list[int]):
     Args:
         lengths: [B].
         on_device: [B] int32, if the device has them already. A captured graph reads this tensor
-            anew at each replay; the list then holds bounds of what it may hold.
+            anew at each replay.
         on_host: [B] int64, which a recording reads anew in the same way.
+        are_bounds: whether the list holds no lengths, but the most that the device's may be.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class Lens(list[int]):
         lengths: Iterable[int],
         on_device: Tensor | None = None,
         on_host: Tensor | None = None,
+        are_bounds: bool = False,
     ) -> None:
         super().__init__(lengths)
+        self.are_bounds = are_bounds
         self._on_host = on_host
         self._on_device = on_device
         self._starts: Tensor | None = None

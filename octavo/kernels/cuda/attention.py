@@ -41,8 +41,13 @@ def paged_attention(
 
     Lengths that are `Lens` are read on the device, and never there by the host: the list may hold
     bounds of them. A sequence without keys is given zeros.
+
+    Raises:
+        RuntimeError: there are but bounds, and Triton cannot be used.
     """
     if not serves(q, pages) or not _is_trusted(q.dtype, pages.keys.dtype, q.shape[2]):
+        if any(Lens.of(lens).are_bounds for lens in (query_lens, kv_lens)):
+            raise RuntimeError("PyTorch's attention takes lengths from the host")
         return paged.attention(q, pages, page_table, query_lens, kv_lens, window)
     return _attend(q, pages, page_table, query_lens, kv_lens, window)
 

@@ -61,9 +61,20 @@ def return_unused_memory() -> None:
         code = list(_unchanged_code((_PROC / "smaps").read_text()))
     except OSError:  # not Linux
         return
-    madvise = ctypes.CDLL(None).madvise
-    for start, stop in code:  # which stays where the system refuses
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
+    for start, stop in code:
+        return_pages(start, stop)
+
+
+def return_pages(start: int, stop: int) -> None:
+    """Give pages of memory back to the system, which stay where it refuses (and elsewhere than on
+    Linux). They come anew when they are used: as their file has them, or as zeros.
+
+    Args:
+        start, stop: addresses, multiples of a page's bytes.
+    """
+    if sys.platform == "linux":
+        length = ctypes.c_size_t(stop - start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _MADV_DONTNEED)
 
 
 def _unchanged_code(smaps: str) -> Iterator[tuple[int, int]]:

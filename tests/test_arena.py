@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from octavo import kernels
 from octavo.kernels import reference
 from octavo.kernels.cpu import library
 from octavo.kernels.cpu.arena import LINE, Arena, ArenaFull
+from octavo.kernels.cpu.memory import HUGE_PAGE
 
 CPU = torch.device("cpu")
 LARGE = (library.LARGE_BYTES // 64, 16)  # in fp32
@@ -86,6 +88,29 @@ def test_memory_may_be_let_go_of_by_another_thread() -> None:
     gc.collect()
     assert not errors
     assert arena.empty((64 * 1000,), torch.int8).shape == (64_000,)  # nothing is lost
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not take it back")
+def test_what_is_free_goes_back_but_for_the_first_bytes() -> None:
+    arena = Arena(20 * HUGE_PAGE)
+    first = arena.empty((5 * HUGE_PAGE - 100,), torch.int8).fill_(1)
+    kept = arena.empty((HUGE_PAGE,), torch.int8).fill_(2)
+    last = arena.empty((8 * HUGE_PAGE,), torch.int8).fill_(3)
+    del first, last
+    arena.return_free(but=2 * HUGE_PAGE)
+    of_pages = arena.memory.reshape(20, HUGE_PAGE).max(1).tolist()
+    # The fifth and the sixth hold what is kept, and the seventh its end.
+    assert of_pages[:6] == [1, 1, 0, 0, 2, 3] and of_pages[6:] == [0] * 14
+    assert bool((kept == 2).all())
+    again = arena.empty((9 * HUGE_PAGE,), torch.int8).fill_(4)
+    assert int(again.sum(dtype=torch.int64)) == 4 * again.numel() and bool((kept == 2).all())
+
+
+def test_little_is_left_as_it_is() -> None:
+    arena = Arena(4 * HUGE_PAGE)
+    arena.empty((3 * HUGE_PAGE,), torch.int8).fill_(1)
+    arena.return_free(but=3 * HUGE_PAGE)
+    assert bool((arena.memory[: 3 * HUGE_PAGE] == 1).all())
 
 
 @pytest.mark.skipif(library.load() is None, reason="no C++ library")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -112,6 +113,24 @@ def test_steps_of_all_sizes_are_those_that_run_a_call_at_a_time(
     # Of both sizes the first step ran plainly, and the second was recorded; one replay is a check.
     assert len(set(replays)) == 2 and len(replays) == 60 - 4 + 1
     assert any(pages[cache] != [table.first for table in cache.tables] for cache in own)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not take it back")
+def test_a_step_gives_back_what_a_prompt_took(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library._of_thread, "kept", None)
+    monkeypatch.setattr(library, "LARGE_BYTES", 64)
+    monkeypatch.setattr(library, "FEW_BYTES", 0)
+    pool = new_pool(model)
+    decode, caches = recorded(model, pool), fill(model, pool, [100])
+    arena = library._of_thread.kept
+    assert arena is not None
+    of_prompt = arena.memory[: arena._stop]
+    assert of_prompt.any()
+    for i in range(3):  # the third is a replay, which makes nothing there
+        step(decode, [i], caches)
+    assert not of_prompt.any()
 
 
 def test_steps_with_guesses_are_those_that_run_a_call_at_a_time(

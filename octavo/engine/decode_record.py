@@ -27,6 +27,7 @@ from octavo.cache.planner import FP32, activation_bytes
 from octavo.engine.speculation import MOST
 from octavo.kernels.cpu import memory
 from octavo.kernels.cpu.arena import Arena, ArenaFull
+from octavo.kernels.cpu.library import keep_little
 from octavo.kernels.cpu.recording import NotRecorded, Recording
 from octavo.kernels.lens import Lens
 from octavo.model import Transformer
@@ -106,6 +107,7 @@ class RecordedDecode:
         query_lens: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `DecodeSteps.run`."""
+        keep_little()
         query_lens = query_lens or [1] * len(caches)
         kind = (tuple(query_lens), torch.get_num_threads())  # calls hold both
         if kind in self._seen and kind not in self._steps:

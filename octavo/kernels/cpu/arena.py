@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.kernels.cpu.memory import zeros
+from octavo.kernels.cpu.memory import HUGE_PAGE, zeros
+from octavo.process import return_pages
 
 LINE = 64  # bytes, at which every tensor begins
 
@@ -51,8 +52,7 @@ class Arena:
         Raises:
             ArenaFull: there is none.
         """
-        while self._returned:
-            self._take_back(*self._returned.popleft())
+        self._take_back_all()
         n_bytes = prod(shape) * dtype.itemsize
         size = -(-n_bytes // LINE) * LINE
         for i, (start, stop) in enumerate(self._free):
@@ -74,6 +74,27 @@ class Arena:
     def overwrite(self) -> None:
         """Spoil all that was ever given, with NaN in any floating-point dtype."""
         self.memory[: self._stop] = 0xFF
+
+    def return_free(self, but: int) -> None:
+        """Give the system back what is free; it comes anew when it is written.
+
+        Only of memory that `zeros` gave, in whole huge pages.
+
+        Args:
+            but: the first bytes, which stay.
+        """
+        if self._stop <= but:
+            return
+        self._take_back_all()
+        address = self.memory.ctypes.data
+        for start, stop in self._free:
+            start, stop = -(-max(start, but) // HUGE_PAGE), stop // HUGE_PAGE
+            if start < stop:
+                return_pages(address + start * HUGE_PAGE, address + stop * HUGE_PAGE)
+
+    def _take_back_all(self) -> None:
+        while self._returned:
+            self._take_back(*self._returned.popleft())
 
     def _take_back(self, start: int, stop: int) -> None:
         insort(self._free, (start, stop))

@@ -35,7 +35,8 @@ FLOATS = (torch.float32, torch.bfloat16)  # that the library computes with
 # Who is told of calls: where the function is, its arguments, and the instructions.
 Recorder = Callable[[int, ctypes.Structure, int], None]
 LARGE_BYTES = 128 << 10  # from which on the system gives and takes memory back page by page
-KEPT_BYTES = 1 << 30  # of addresses; of memory it is what a pass needs at its fullest moment
+KEPT_BYTES = 1 << 30  # of addresses; of memory it is what a pass needs at its fullest moment,
+FEW_BYTES = 16 << 20  # and between passes of many tokens no more than this
 LIBRARY = Path(__file__).with_name("_native" + str(sysconfig.get_config_var("EXT_SUFFIX")))
 
 
@@ -129,6 +130,16 @@ def reuse_memory() -> AbstractContextManager[None]:
         except MemoryError:  # where addresses are limited, or counted as memory
             return nullcontext()
     return within(_of_thread.kept)
+
+
+def keep_little() -> None:
+    """Of the memory that this thread keeps give back what a pass of many tokens left.
+
+    That is 40 MB of 1,024 tokens of the 8B shape: to have it again takes the next such pass a few
+    milliseconds of several seconds.
+    """
+    if _of_thread.kept is not None:
+        _of_thread.kept.return_free(but=FEW_BYTES)
 
 
 def run(name: str, call: ctypes.Structure, isa: int) -> None:

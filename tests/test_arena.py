@@ -102,6 +102,9 @@ def test_what_is_free_goes_back_but_for_the_first_bytes() -> None:
     # The fifth and the sixth hold what is kept, and the seventh its end.
     assert of_pages[:6] == [1, 1, 0, 0, 2, 3] and of_pages[6:] == [0] * 14
     assert bool((kept == 2).all())
+    arena.memory[12 * HUGE_PAGE] = 5
+    arena.return_free(but=6 * HUGE_PAGE)  # nothing was given since
+    assert arena.memory[12 * HUGE_PAGE] == 5
     again = arena.empty((9 * HUGE_PAGE,), torch.int8).fill_(4)
     assert int(again.sum(dtype=torch.int64)) == 4 * again.numel() and bool((kept == 2).all())
 

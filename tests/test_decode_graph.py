@@ -283,6 +283,9 @@ def test_a_graph_is_captured_once_for_each_bucket_and_replayed(
     buckets = {bucket for bucket, _ in gpu.computed}
     assert len(gpu.computed) == 2 * len(buckets) and len(buckets) > 1
     assert all(lens is None for _, lens in gpu.computed)
+    for bucket in buckets:  # with guesses, one more sequence brings the rest of 16 tokens
+        n, most = (bucket.size + 1, 16) if bucket.guesses else (bucket.size, 1)
+        assert bucket.bounds == ([most] * n, [bucket.context] * n)
     assert {bucket.guesses for bucket in buckets} == {False, speculate}
     assert set(gpu.replayed) == buckets and len(gpu.replayed) > 2 * len(buckets)
 

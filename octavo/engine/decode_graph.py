@@ -248,10 +248,10 @@ class DecodeGraphs:
         inputs.token_ids[: len(token_ids)] = torch.tensor(token_ids)
         owners, inputs.positions[:] = new_tokens(*lens)
         inputs.query_lens[:], inputs.kv_lens[:] = map(torch.tensor, lens)
+        page_size = self.pool.layout.page_size
         for kind, (table, slots) in enumerate(inputs.tables):
             fill_table(table, caches, kind)
             table[:, len(caches) :] = self.pool.spare_page
-            page_size = self.pool.layout.page_size
             slots[:] = slot_mapping(table, owners, inputs.positions, page_size)
         return host
 

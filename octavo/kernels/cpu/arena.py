@@ -44,7 +44,7 @@ class Arena:
         self._free = [(0, len(memory))]  # start and stop, in order
         # What was let go of, perhaps by another thread or in the middle of `empty`.
         self._returned: deque[tuple[int, int]] = deque()
-        self._stop = 0  # of all places that were ever given
+        self._stop = 0  # of all places that were given, and that the system did not have back
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Whatever the memory holds, in the first place that is large enough.
@@ -72,7 +72,7 @@ class Arena:
         return Arena(self.memory)
 
     def overwrite(self) -> None:
-        """Spoil all that was ever given, with NaN in any floating-point dtype."""
+        """Spoil all that was given, with NaN in any floating-point dtype."""
         self.memory[: self._stop] = 0xFF
 
     def return_free(self, but: int) -> None:
@@ -91,6 +91,9 @@ class Arena:
             start, stop = -(-max(start, but) // HUGE_PAGE), stop // HUGE_PAGE
             if start < stop:
                 return_pages(address + start * HUGE_PAGE, address + stop * HUGE_PAGE)
+        start, stop = self._free[-1] if self._free else (len(self.memory),) * 2
+        if stop == len(self.memory):  # nothing after it is left to be returned the next time
+            self._stop = min(self._stop, max(start, but))
 
     def _take_back_all(self) -> None:
         while self._returned:

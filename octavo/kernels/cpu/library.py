@@ -135,8 +135,8 @@ def reuse_memory() -> AbstractContextManager[None]:
 def keep_little() -> None:
     """Of the memory that this thread keeps give back what a pass of many tokens left.
 
-    That is 40 MB of 1,024 tokens of the 8B shape: to have it again takes the next such pass a few
-    milliseconds of several seconds.
+    A pass of 1,024 tokens of the 8B shape takes 40 MB: to have again what went back takes the next
+    one a few milliseconds of several seconds.
     """
     if _of_thread.kept is not None:
         _of_thread.kept.return_free(but=FEW_BYTES)

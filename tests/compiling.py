@@ -22,7 +22,16 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.bench.shapes import MINISTRAL_8B
-from octavo.kernels.cuda import append, attention, decode, prefill, quantize, tiling, w8a8
+from octavo.kernels.cuda import (
+    append,
+    attention,
+    decode,
+    early_launch,
+    prefill,
+    quantize,
+    tiling,
+    w8a8,
+)
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
 from octavo.kernels.quantized import QuantizedTokens
 from tests.machine_code import machine_code
@@ -50,6 +59,7 @@ def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
     setattr(decode, "_multiprocessors", lambda _: device.number)  # noqa: B010
     for module in (w8a8, prefill):
         setattr(module, "processors", lambda: device)  # noqa: B010
+    setattr(early_launch, "_is_right", lambda: True)  # noqa: B010
     run = JITFunction.run
     known = set()
 
@@ -63,6 +73,7 @@ def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
         line["aligned"] = options.get("WHOLE", True)
         assert made.metadata.shared <= device.shared_memory, (line, made.metadata)
         if target.backend == "cuda":
+            line["early"] = made.metadata.launch_pdl
             line |= machine_code(made.asm["cubin"], made.asm["ptx"])._asdict()
         print(json.dumps(line))
 

@@ -1,10 +1,11 @@
-"""What a kernel became: registers that spilled, products, and loads that its loops wait for."""
+"""What a kernel became: registers that spilled, products, what it waits for."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ _PROGRAMS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _PRODUCT = re.compile(r"(?:wgmma\.mma_async|mma\.sync)\.\S*?\.(s8|bf16|f16|tf32)\.")
 _LABEL = re.compile(r"^(\.L_\S+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(.*?);")
+_ACCESS = re.compile(r"(?:LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLKCP)\b")  # of the memory
+_WAIT = "ACQBULK"  # griddepcontrol.wait
 _JUMP = re.compile(r"^BRA\S*\s.*`\((\.L_\S+)\)")
 
 
@@ -25,11 +28,14 @@ class MachineCode(NamedTuple):
         products: what its tensor-core instructions multiply, in PTX's names.
         waiting_loads: loads into registers, in loops that multiply: each waits for memory, where a
             copy to shared memory is begun steps before its use.
+        early_accesses: to memory, before it waits for the kernel in front of it; all of them if it
+            does not wait.
     """
 
     stack_bytes: int
     products: list[str]
     waiting_loads: int
+    early_accesses: int
 
 
 def machine_code(cubin: bytes, ptx: str) -> MachineCode:
@@ -48,7 +54,21 @@ def machine_code(cubin: bytes, ptx: str) -> MachineCode:
             if any(re.match(r"\w*MMA\.", instruction) for instruction in loop)
             for instruction in loop
         ),
+        early_accesses=sum(
+            _ACCESS.match(instruction) is not None
+            for instruction in takewhile(_is_no_wait, _instructions(listing))
+        ),
     )
+
+
+def _is_no_wait(instruction: str) -> bool:
+    return not instruction.startswith(_WAIT)
+
+
+def _instructions(listing: str) -> list[str]:
+    """All of them, in order."""
+    found = map(_INSTRUCTION.match, listing.splitlines())
+    return [each[1] for each in found if each]
 
 
 def _loops(listing: str) -> list[list[str]]:

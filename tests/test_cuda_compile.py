@@ -18,7 +18,8 @@ MI300 = ("hip", "gfx942", 64, 64 * 2**10, 304)
 GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))]
 
 PRODUCTS = {"_whole_kernel", "_several_kernel", "_part_kernel", "_prefill", "_decode"}
-OTHERS = {"_rms_norm_kernel", "_silu_mul_kernel", "_append_kernel", "_finish_kernel", "_merge"}
+ROWS = {"_rms_norm", "_silu_mul", "_rms_norm_quantize", "_silu_mul_quantize", "_quantize"}
+OTHERS = {"_append_kernel", "_finish_kernel", "_merge", *(f"{name}_kernel" for name in ROWS)}
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: str(gpu[1]))
@@ -38,6 +39,13 @@ def test_all_kernels_compile_and_products_are_the_tensor_cores(
     if gpu[0] == "cuda":
         for each in kernels:
             check(each)
+            check_turns(each, can_wait=gpu == HOPPER)
+
+
+def check_turns(kernel: dict[str, Any], can_wait: bool) -> None:
+    """It is launched before the kernel in front of it has ended only if it waits for that."""
+    assert kernel["early"] == can_wait, kernel
+    assert (kernel["early_accesses"] == 0) == can_wait, kernel
 
 
 def check(kernel: dict[str, Any]) -> None:

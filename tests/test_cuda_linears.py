@@ -188,7 +188,7 @@ def test_tiles_fit_the_device(device: Processors) -> None:
     for n_tokens in (1, 16, 17, 64, 65, 300, 8192):
         for n_outputs in (1024, 4096, 12288):
             cut = tiling(n_tokens, n_outputs, 4096, device)
-            assert 4 * (cut.m + cut.n) * cut.k <= device.shared_memory
+            assert cut.n_stages * (cut.m + cut.n) * cut.k <= device.shared_memory
             assert cut._replace(n_parts=1) in tiles(device)
 
 
@@ -198,6 +198,12 @@ def test_few_tiles_are_parted_until_all_processors_have_work() -> None:
     assert tiling(1, 4096, 4096, MI300).n_parts == 2
     assert tiling(1, 32, 512, H100).n_parts == 1  # two blocks of inputs are not worth it
     assert tiling(8192, 4096, 4096, H100).n_parts == 1
+
+
+def test_few_tokens_keep_enough_of_the_weight_under_way() -> None:
+    for n_tokens in (1, 32, 64):
+        cut = tiling(n_tokens, 4096, 12288, H100)  # a tile a multiprocessor
+        assert (cut.n_stages - 1) * cut.n * cut.k > 29_000
 
 
 def test_the_largest_tiles_are_for_many_tokens_and_much_shared_memory() -> None:

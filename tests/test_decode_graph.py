@@ -189,7 +189,7 @@ def test_a_cpu_engine_has_no_graphs(demo: LLM) -> None:
 def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch, graph: type, capture: Any) -> None:
     """In place of what graphs need of CUDA: the class of a graph, and what captures one."""
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels import plain
+from octavo.kernels.cuda.early_launch import early_launch, wait_for_previous
 from octavo.kernels.cuda.launch import DEVICE, computes_right, runs_on
 from octavo.kernels.cuda.numbers import int8_scale, magnitude, rounded, to_int8
 from octavo.kernels.cuda.quantize import FLOATS
@@ -46,6 +47,7 @@ def _append(
         q, k, v, turned, cos, sin, *pages, slot_mapping.contiguous(), n_kv_heads, head_dim // 2,
         PAGE_SIZE=page_size, GROUP=group, GROUP_BLOCK=triton.next_power_of_2(group),
         HALF_BLOCK=triton.next_power_of_2(head_dim // 2), num_warps=1, enable_fp_fusion=False,
+        **early_launch(),
     )  # fmt: skip
     return turned
 
@@ -109,6 +111,7 @@ def _append_kernel(
     HALF_BLOCK: tl.constexpr,
 ) -> None:
     """A token's key and value of one head, and the queries that read them."""
+    wait_for_previous()
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, HALF_BLOCK)
     inside = at < half

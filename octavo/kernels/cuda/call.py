@@ -10,6 +10,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from octavo.kernels.cuda.early_launch import early_launch
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.lens import Lens
 
@@ -77,4 +78,5 @@ class AttentionCall:
             "num_warps": blocks.warps,
             "num_stages": blocks.stages,
             "enable_fp_fusion": True,
+            **early_launch(),
         }

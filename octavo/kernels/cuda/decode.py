@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.cuda.call import AttentionCall, Blocks
+from octavo.kernels.cuda.early_launch import early_launch, wait_for_previous
 from octavo.kernels.cuda.key_loop import LOWEST, attend, first_seen_by, rows_of
 from octavo.kernels.cuda.launch import INTERPRETED
 
@@ -67,6 +68,7 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
         HEAD_DIM=call.q.shape[2],
         N_SPLITS=splits,
         enable_fp_fusion=True,
+        **early_launch(),
     )
 
 
@@ -122,6 +124,7 @@ def _decode(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ) -> None:
+    wait_for_previous()
     split, n_splits = tl.program_id(0), tl.num_programs(0)
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
@@ -182,6 +185,7 @@ def _merge(
     HEAD_DIM: tl.constexpr,
     N_SPLITS: tl.constexpr,
 ) -> None:
+    wait_for_previous()
     row, kv_head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     start = tl.load(starts + sequence)
     n_queries = tl.load(starts + sequence + 1) - start

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.cuda.call import AttentionCall, Blocks
+from octavo.kernels.cuda.early_launch import wait_for_previous
 from octavo.kernels.cuda.key_loop import attend, first_seen_by, rows_of
 from octavo.kernels.cuda.launch import INTERPRETED
 from octavo.kernels.cuda.tiling import Processors, processors
@@ -66,6 +67,7 @@ def _prefill(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ) -> None:
+    wait_for_previous()
     BLOCK_QUERIES: tl.constexpr = BLOCK_ROWS // GROUP
     # A chunk's last blocks have the most keys: they go first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from octavo.kernels import plain
+from octavo.kernels.cuda.early_launch import early_launch, wait_for_previous
 from octavo.kernels.cuda.launch import DEVICE, computes_right, runs_on
 from octavo.kernels.cuda.numbers import int8_scale, magnitude, rounded, to_int8
 from octavo.kernels.quantized import QuantizedTokens
@@ -141,7 +142,7 @@ def _options(x: Tensor) -> dict[str, int | bool]:
     """The power of two that holds a row, and the warps that share it."""
     block = triton.next_power_of_2(x.shape[1])
     n_warps = min(max(1, block // _WARP_COLUMNS), _MOST_WARPS)
-    return {"BLOCK": block, "num_warps": n_warps, "enable_fp_fusion": False}
+    return {"BLOCK": block, "num_warps": n_warps, "enable_fp_fusion": False, **early_launch()}
 
 
 @triton.jit
@@ -193,6 +194,7 @@ def _store_quantized(
 def _quantize_kernel(
     x: tl.tensor, q: tl.tensor, scale: tl.tensor, n_columns: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
+    wait_for_previous()
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     _store_quantized(_row(x, row, columns, n_columns), q, scale, row, columns, n_columns)
 
@@ -209,6 +211,7 @@ def _rms_norm_quantize_kernel(
     n_columns: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_previous()
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     unit = _unit_row(x, added, total, row, columns, n_columns, eps)
     normed = unit * _row(weight, 0, columns, n_columns)
@@ -224,6 +227,7 @@ def _silu_mul_quantize_kernel(
     n_columns: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
+    wait_for_previous()
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     product = _silu(_row(gate, row, columns, n_columns)) * _row(up, row, columns, n_columns)
     _store_quantized(product, q, scale, row, columns, n_columns)
@@ -241,6 +245,7 @@ def _rms_norm_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Rounded before the weight as well as after, as the definition does."""
+    wait_for_previous()
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     dtype: tl.constexpr = out.dtype.element_ty
     unit = _unit_row(x, added, total, row, columns, n_columns, eps)
@@ -254,6 +259,7 @@ def _silu_mul_kernel(
     gate: tl.tensor, up: tl.tensor, out: tl.tensor, n_columns: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
     """Rounded before the product as well as after, as the definition does."""
+    wait_for_previous()
     row, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     dtype: tl.constexpr = out.dtype.element_ty
     opened = rounded(_silu(_row(gate, row, columns, n_columns)), dtype).to(tl.float32)

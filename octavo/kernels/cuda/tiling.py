@@ -18,6 +18,7 @@ class Tiling(NamedTuple):
         m, n, k: powers of two; Triton's products of int8 want at least 16, 16 and 32.
         n_warps: that share a tile.
         n_parts: programs that share a tile's inputs, each summing up a run of them.
+        n_stages: blocks of inputs and weights that are under way at once.
     """
 
     m: int
@@ -25,6 +26,7 @@ class Tiling(NamedTuple):
     k: int
     n_warps: int
     n_parts: int = 1
+    n_stages: int = 4
 
 
 class Processors(NamedTuple):
@@ -45,7 +47,6 @@ class Processors(NamedTuple):
 
 
 _HOPPER_SHARED_MEMORY = 227 * 2**10
-N_STAGES = 4  # blocks of inputs and weights that are under way at once
 # Few tokens wait for the weight: long runs of its rows, and tiles narrow enough that all
 # processors have some. Many tokens wait for arithmetic: tiles as large as registers hold, so that
 # what is read is used often. The largest needs 192 KiB for its stages, as Hopper has: there,
@@ -53,6 +54,9 @@ N_STAGES = 4  # blocks of inputs and weights that are under way at once
 FEW_TOKENS = 64
 _FEW = (Tiling(16, 32, 256, 4), Tiling(32, 32, 256, 4), Tiling(FEW_TOKENS, 64, 128, 4))
 _MANY = (Tiling(128, 256, 128, 8), Tiling(128, 128, 64, 8), Tiling(64, 128, 64, 4))
+# Memory gives 4.8 TB/s on an H200, and a read takes 0.8 us: a multiprocessor has to have asked for
+# 29 KB at any time. Where it has one tile, the 24 KB of four stages are too few.
+_DEEP = 6
 _LEAST_STEPS = 4  # blocks of inputs that a part is worth
 
 
@@ -67,7 +71,7 @@ def processors() -> Processors:
 
 def tiles(device: Processors) -> list[Tiling]:
     """All that `tiling` may choose from on a device, in one part."""
-    return [each for each in (*_FEW, *_MANY) if _fits(each, device)]
+    return [each for each in (*_few(device), *_MANY) if _fits(each, device)]
 
 
 def tiling(n_tokens: int, n_outputs: int, n_inputs: int, device: Processors) -> Tiling:
@@ -82,7 +86,7 @@ def tiling(n_tokens: int, n_outputs: int, n_inputs: int, device: Processors) -> 
 
 def _tile(n_tokens: int, n_outputs: int, device: Processors) -> Tiling:
     """For few tokens the first that holds them all; else the first that gives all some work."""
-    for each in _FEW:
+    for each in _few(device):
         if n_tokens <= each.m:
             return each
     for each in _MANY:
@@ -91,9 +95,15 @@ def _tile(n_tokens: int, n_outputs: int, device: Processors) -> Tiling:
     return _MANY[-1]
 
 
+def _few(device: Processors) -> list[Tiling]:
+    """The tiles of few tokens."""
+    n_stages = _DEEP if device.multiply_in_shared_memory else _FEW[0].n_stages
+    return [each._replace(n_stages=n_stages) for each in _FEW]
+
+
 def _n_tiles(tile: Tiling, n_tokens: int, n_outputs: int) -> int:
     return -(-n_tokens // tile.m) * -(-n_outputs // tile.n)
 
 
 def _fits(tile: Tiling, device: Processors) -> bool:
-    return N_STAGES * (tile.m + tile.n) * tile.k <= device.shared_memory
+    return tile.n_stages * (tile.m + tile.n) * tile.k <= device.shared_memory

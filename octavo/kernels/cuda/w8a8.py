@@ -17,10 +17,11 @@ from torch import Tensor
 
 from octavo.kernels import plain, quantized
 from octavo.kernels.cuda import quantize
+from octavo.kernels.cuda.early_launch import early_launch, fetch, wait_for_previous
 from octavo.kernels.cuda.fastest import Fastest, Way
 from octavo.kernels.cuda.launch import DEVICE, computes_right, runs_on
 from octavo.kernels.cuda.numbers import rounded
-from octavo.kernels.cuda.tiling import FEW_TOKENS, N_STAGES, Tiling, processors, tiles, tiling
+from octavo.kernels.cuda.tiling import FEW_TOKENS, Tiling, processors, tiles, tiling
 from octavo.kernels.int8 import int8_product_fp32
 from octavo.kernels.quantized import QuantizedTokens
 
@@ -28,6 +29,9 @@ _fastest = Fastest()
 _MOST_BUCKET = 4096  # tokens beyond which a product is timed no more
 _NEIGHBOURS = 8  # rows of tiles that share what they read of the weight, in the L2 cache
 _FINISH_COLUMNS = 1024
+_FETCHED_TOKENS = tl.constexpr(FEW_TOKENS)  # by which reading the weight is what takes the time
+_FETCHED_BYTES = tl.constexpr(1024)  # of each row
+_LINE = tl.constexpr(128)  # bytes of the L2 cache
 
 
 def linear_w8a8(
@@ -90,8 +94,8 @@ def _by_tiles(
     sizes = n_tokens, n_outputs, n_inputs
     blocks = {
         "BLOCK_M": cut.m, "BLOCK_N": cut.n, "BLOCK_K": cut.k, "WHOLE": n_inputs % cut.k == 0,
-        "NEIGHBOURS": _NEIGHBOURS, "num_warps": cut.n_warps, "num_stages": N_STAGES,
-        "enable_fp_fusion": False,
+        "NEIGHBOURS": _NEIGHBOURS, "num_warps": cut.n_warps, "num_stages": cut.n_stages,
+        "enable_fp_fusion": False, **early_launch(),
     }  # fmt: skip
     if cut.n_parts > 1:
         sums = torch.empty(cut.n_parts, n_tokens, n_outputs, dtype=torch.int32, device=x.q.device)
@@ -113,7 +117,7 @@ def _several(
         x.q.contiguous(), x.scale, tuple(weight.contiguous() for weight in weights),
         tuple(weight_scales), tuple(outs), n_tokens, n_outputs, n_inputs, BLOCK_M=cut.m,
         BLOCK_N=cut.n, BLOCK_K=cut.k, WHOLE=n_inputs % cut.k == 0, num_warps=cut.n_warps,
-        num_stages=N_STAGES, enable_fp_fusion=False,
+        num_stages=cut.n_stages, enable_fp_fusion=False, **early_launch(),
     )  # fmt: skip
     return outs
 
@@ -136,7 +140,7 @@ def _finish(sums: Tensor, x: QuantizedTokens, weight_scale: Tensor, bias: Tensor
     out = torch.empty(n_tokens, n_outputs, dtype=x.dtype, device=sums.device)
     _finish_kernel[(n_tokens, triton.cdiv(n_outputs, _FINISH_COLUMNS))](
         sums, x.scale, weight_scale, bias, out, n_tokens, n_outputs, N_PARTS=n_parts,
-        BLOCK=_FINISH_COLUMNS, enable_fp_fusion=False,
+        BLOCK=_FINISH_COLUMNS, enable_fp_fusion=False, **early_launch(),
     )  # fmt: skip
     return out
 
@@ -194,6 +198,24 @@ def _place(
     place = program % (NEIGHBOURS * n_across)
     down, across = top + place % height, place // height
     return down * BLOCK_M + tl.arange(0, BLOCK_M), across * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def _fetch_weight(
+    weight: tl.tensor,
+    outputs: tl.tensor,
+    first: tl.tensor,
+    n_outputs: tl.tensor,
+    n_inputs: tl.tensor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """Ask for what `_sums` will begin with, the block `first` of inputs and those behind it."""
+    if BLOCK_M <= _FETCHED_TOKENS:
+        outputs = tl.where(outputs < n_outputs, outputs, 0).to(tl.int64)
+        inputs = first * BLOCK_K + _LINE * tl.arange(0, _FETCHED_BYTES // _LINE)
+        inputs = tl.minimum(inputs, n_inputs - 1)
+        fetch(weight + outputs[:, None] * n_inputs + inputs[None, :])
 
 
 @triton.jit
@@ -281,6 +303,8 @@ def _whole_kernel(
 ) -> None:
     """A tile of the result."""
     tokens, outputs = _place(n_tokens, n_outputs, BLOCK_M, BLOCK_N, NEIGHBOURS)
+    _fetch_weight(weight, outputs, 0, n_outputs, n_inputs, BLOCK_M, BLOCK_K)
+    wait_for_previous()
     total = _sums(
         q, weight, tokens, outputs, 0, tl.cdiv(n_inputs, BLOCK_K), n_tokens, n_outputs, n_inputs,
         BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
@@ -309,6 +333,8 @@ def _several_kernel(
     for i in tl.static_range(len(weights)):
         if (tile >= 0) & (tile * BLOCK_N < n_outputs[i]):
             outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            _fetch_weight(weights[i], outputs, 0, n_outputs[i], n_inputs, BLOCK_M, BLOCK_K)
+            wait_for_previous()
             total = _sums(
                 q, weights[i], tokens, outputs, 0, n_steps, n_tokens, n_outputs[i], n_inputs,
                 BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
@@ -338,9 +364,12 @@ def _part_kernel(
     tokens, outputs = _place(n_tokens, n_outputs, BLOCK_M, BLOCK_N, NEIGHBOURS)
     part, n_steps = tl.program_id(1), tl.cdiv(n_inputs, BLOCK_K)
     size = tl.cdiv(n_steps, tl.num_programs(1))
+    first = part * size
+    _fetch_weight(weight, outputs, first, n_outputs, n_inputs, BLOCK_M, BLOCK_K)
+    wait_for_previous()
     total = _sums(
-        q, weight, tokens, outputs, part * size, tl.minimum(part * size + size, n_steps), n_tokens,
-        n_outputs, n_inputs, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
+        q, weight, tokens, outputs, first, tl.minimum(first + size, n_steps), n_tokens, n_outputs,
+        n_inputs, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
     )  # fmt: skip
     at = sums + (part.to(tl.int64) * n_tokens + tokens[:, None]) * n_outputs + outputs[None, :]
     tl.store(at, total, (tokens < n_tokens)[:, None] & (outputs < n_outputs)[None, :])
@@ -359,6 +388,7 @@ def _finish_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     """Some outputs of a token."""
+    wait_for_previous()
     tokens = tl.program_id(0) + tl.arange(0, 1)
     outputs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((1, BLOCK), tl.int32)

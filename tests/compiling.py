@@ -22,6 +22,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from octavo.bench.shapes import MINISTRAL_8B
+from octavo.cache.layout import tokens_of_page
 from octavo.kernels.cuda import (
     append,
     attention,
@@ -156,10 +157,10 @@ def compile_attention() -> None:
 
 
 def pages_in(dtype: torch.dtype, n_heads: int = 8) -> KVPages:
-    pages = torch.zeros(3, n_heads, 16, 128, dtype=dtype)
+    pages = torch.zeros(3, n_heads, tokens_of_page(dtype), 128, dtype=dtype)
     if dtype != torch.int8:
         return KVPages(pages, pages)
-    scales = torch.zeros(3, n_heads, 16, dtype=SCALE_DTYPE)
+    scales = torch.zeros(pages.shape[:3], dtype=SCALE_DTYPE)
     return KVPages(pages, pages, scales, scales)
 
 

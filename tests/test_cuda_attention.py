@@ -76,6 +76,19 @@ def test_windows_on_and_off_the_edges_of_pages_and_blocks(
     assert relative_error(by_triton(q, pages, *rest), expected) < limit
 
 
+@pytest.mark.parametrize("in_int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("window", [None, 150])
+def test_blocks_longer_than_several_pages(
+    window: int | None, in_int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Hopper."""
+    in_blocks_of(monkeypatch, Blocks(rows=128, keys=128, warps=8, stages=3))
+    q, pages, *rest = long_sequence(torch.Generator().manual_seed(10), 70, 420, 1, 32)
+    batch: Any = (q, quantised(pages) if in_int8 else pages, *rest, window)
+    limit = 0.01 if in_int8 else 1e-5
+    assert relative_error(by_triton(*batch), paged.attention_reference(*batch)) < limit
+
+
 @pytest.mark.parametrize("splits", [1, 4])
 def test_single_tokens_and_chunks_in_one_batch_read_and_write_their_own(
     splits: int, monkeypatch: pytest.MonkeyPatch

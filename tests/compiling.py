@@ -27,13 +27,16 @@ from octavo.kernels.cuda import (
     append,
     attention,
     decode,
+    dequantize,
     early_launch,
     prefill,
     quantize,
     tiling,
     w8a8,
 )
+from octavo.kernels.cuda.call import AttentionCall
 from octavo.kernels.kv_pages import SCALE_DTYPE, KVPages
+from octavo.kernels.lens import Lens
 from octavo.kernels.quantized import QuantizedTokens
 from tests.machine_code import machine_code
 
@@ -58,7 +61,7 @@ def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
     """Every kernel, by the calls that launch them; nothing is computed."""
     driver.set_active(AbsentGPU(target))
     setattr(decode, "_multiprocessors", lambda _: device.number)  # noqa: B010
-    for module in (w8a8, prefill):
+    for module in (w8a8, prefill, dequantize):
         setattr(module, "processors", lambda: device)  # noqa: B010
     setattr(early_launch, "_is_right", lambda: True)  # noqa: B010
     run = JITFunction.run
@@ -149,6 +152,11 @@ def compile_attention() -> None:
     table = torch.zeros(2, 300, dtype=torch.int64)
     for dtype in (torch.bfloat16, torch.int8):
         q = torch.zeros(101, 32, 128, dtype=torch.bfloat16)
+        chunk = q.new_zeros(300, 32, 128)
+        lens = Lens([len(chunk)]), Lens([4000])
+        call = AttentionCall(chunk, chunk, pages_in(dtype), table[:1], *lens, None)
+        if dequantize.pays(call):
+            dequantize.dequantized(call)
         attention._attend(q[:16, :8], pages_in(dtype, 1), table[:1], [16], [4000], None)
         for window in (None, 1000):
             attention._attend(q, pages_in(dtype), table, [100, 1], [4000, 4000], window)

@@ -22,7 +22,7 @@ def require_memory(
     """
     weights = config.weight_bytes(DTYPE.itemsize)
     cache = n_pages(layout, settings) * layout.page_bytes
-    working = working_bytes(config, settings.batch, settings.chunk, device)
+    working = working_bytes(config, settings.batch, settings.chunk, device, layout.dtype)
     needed, free = weights + cache + working, free_bytes(device)
     if needed > free:
         raise ConfigError(

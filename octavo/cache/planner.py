@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from octavo import kernels
 from octavo.cache.layout import CacheLayout
 from octavo.config import ModelConfig, format_bytes
 from octavo.device import CPU
@@ -111,7 +112,7 @@ def plan_cache(
         ConfigError: not even the weights fit, or no sequence of max_model_len; with the figures
             that would.
     """
-    working = working_bytes(config, max_num_seqs, chunk, device) + decode_bytes
+    working = working_bytes(config, max_num_seqs, chunk, device, layout.dtype) + decode_bytes
     fixed = weight_bytes + working
     wanted = max_model_len or config.max_seq_len
     needed = layout.pages_needed(wanted, min(chunk, wanted))
@@ -155,13 +156,20 @@ def longest_fitting(layout: CacheLayout, n_pages: int, chunk: int) -> int:
 
 
 def working_bytes(
-    config: ModelConfig, max_num_seqs: int, chunk: int, device: torch.device = CPU
+    config: ModelConfig,
+    max_num_seqs: int,
+    chunk: int,
+    device: torch.device = CPU,
+    kept: torch.dtype = torch.bfloat16,
 ) -> int:
     """Bytes beside weights and cache: the program, and one forward pass; an upper estimate.
 
     What the program takes of the host's memory counts where the model runs there.
+
+    Args:
+        kept: of keys and values.
     """
-    attention = 128 * 2**20
+    attention = kernels.attention_bytes(device, kept)
     if device.type == "cpu":
         runtime, per_word = RUNTIME_BYTES, 4 * max_num_seqs * FP32
     else:

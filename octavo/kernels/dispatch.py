@@ -143,6 +143,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return _of(q).attention(q, k, v, window)
 
 
+def attention_bytes(device: torch.device, kept: torch.dtype) -> int:
+    """What attention on a device takes beside its operands, by dtype of keys and values."""
+    n_bytes: int = backend(device.type).attention_bytes(kept)
+    return n_bytes
+
+
 def paged_attention(
     q: Tensor,
     pages: KVPages,

@@ -31,6 +31,11 @@ def pack_w8a8(weight: Tensor) -> None:
     """Nothing: the definition takes weights as they lie in a checkpoint."""
 
 
+def attention_bytes(kept: torch.dtype) -> int:
+    """What a layer's attention takes beside its operands, by dtype of keys and values; at most."""
+    return 128 * 2**20
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """PyTorch's memory."""
     return torch.empty(shape, dtype=dtype, device=device)
@@ -46,6 +51,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "attention_bytes",
     "check_kernels",
     "empty",
     "linear",

@@ -15,12 +15,14 @@ from octavo.kernels.cpu.rows import (
     silu_mul_quantize,
 )
 from octavo.kernels.cpu.w8a8 import FEED_FORWARD_TOKENS, linear_w8a8, linears_w8a8, pack_w8a8
+from octavo.kernels.plain import attention_bytes
 
 __all__ = [
     "FEED_FORWARD_TOKENS",
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "attention_bytes",
     "check_kernels",
     "empty",
     "linear",

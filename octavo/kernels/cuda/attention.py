@@ -1,4 +1,7 @@
-"""Attention by Triton: chunks go by `prefill`, sequences with few new tokens by `decode`."""
+"""Attention by Triton: chunks go by `prefill`, sequences with few new tokens by `decode`.
+
+Long chunks may have int8 keys and values written out by `dequantize` before.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from octavo.kernels import fused, paged
-from octavo.kernels.cuda import decode, prefill
+from octavo.kernels import fused, paged, plain
+from octavo.kernels.cuda import decode, dequantize, prefill
 from octavo.kernels.cuda.call import OPERANDS, AttentionCall
 from octavo.kernels.cuda.launch import DEVICE, computes_right, runs_on
+from octavo.kernels.cuda.tiling import processors
 from octavo.kernels.kv_pages import KVPages, quantize_kv
 from octavo.kernels.lens import Lens
 
@@ -52,6 +56,12 @@ def paged_attention(
     return _attend(q, pages, page_table, query_lens, kv_lens, window)
 
 
+def attention_bytes(kept: torch.dtype) -> int:
+    """As `plain.attention_bytes`, same argument."""
+    written = kept == torch.int8 and processors().multiply_in_shared_memory
+    return plain.attention_bytes(kept) + written * dequantize.MOST_BYTES
+
+
 def serves(q: Tensor, pages: KVPages) -> bool:
     """Whether the kernels take such queries and pages."""
     _, n_kv_heads, page_size, head_dim = pages.keys.shape
@@ -83,13 +93,23 @@ def _attend(
 
 
 def _launch(call: AttentionCall) -> None:
-    """Write call.out; both kernels get the whole batch and pass over what is not their own."""
-    limit = decode.few_queries(call)
+    """Write call.out; each kernel gets the whole batch and passes over what is not its own."""
+    limit, longest = decode.few_queries(call), max(call.query_lens)
     few = [n for n in call.query_lens if n <= limit]
     if few:
         decode.launch(call, max(few), len(few))
-    if len(few) < len(call.query_lens):
-        prefill.launch(call, more_than=max(few, default=0))
+    if longest > limit and _pays_to_dequantize(call):
+        many = dequantize.MANY_QUERIES - 1
+        prefill.launch(dequantize.dequantized(call), many, longest)
+        longest = max((n for n in call.query_lens if n <= many), default=0)
+    if longest > limit:
+        prefill.launch(call, max(few, default=0), longest)
+
+
+def _pays_to_dequantize(call: AttentionCall) -> bool:
+    """Whether long chunks should read keys and values in q's dtype, and can."""
+    dtype, head_dim = call.q.dtype, call.q.shape[2]
+    return dequantize.pays(call) and dequantize.usable() and _is_trusted(dtype, dtype, head_dim)
 
 
 def _length(x: Tensor) -> Lens:

@@ -1,7 +1,7 @@
 """The operations on a GPU: by Triton where its kernels serve, else by PyTorch."""
 
 from octavo.kernels.cuda.append import rotary_append
-from octavo.kernels.cuda.attention import attention, paged_attention
+from octavo.kernels.cuda.attention import attention, attention_bytes, paged_attention
 from octavo.kernels.cuda.quantize import (
     add_rms_norm,
     add_rms_norm_quantize,
@@ -26,6 +26,7 @@ __all__ = [
     "add_rms_norm",
     "add_rms_norm_quantize",
     "attention",
+    "attention_bytes",
     "check_kernels",
     "empty",
     "linear",

@@ -23,12 +23,15 @@ def runs_on(tensor: Tensor) -> bool:
     return tensor.device.type == DEVICE.type
 
 
-def computes_right(is_right: Callable[[], bool], what: str) -> bool:
+def computes_right(
+    is_right: Callable[[], bool], what: str, instead: str = "PyTorch's runs"
+) -> bool:
     """Whether a kernel passes its self-check; that it fails, or cannot be built, is said.
 
     Args:
         is_right: the check, which raises where Triton cannot compile the kernel for this device.
         what: the operation, for the line that is printed.
+        instead: what happens without it, for the same.
     """
     try:
         with torch.inference_mode():
@@ -37,5 +40,5 @@ def computes_right(is_right: Callable[[], bool], what: str) -> bool:
         reason = "it computes wrong"
     except Exception as error:  # a compiler's and a driver's errors share no class
         reason = in_one_line(error)
-    logger.warning("octavo: %s by Triton is not used here (%s); PyTorch's runs", what, reason)
+    logger.warning("octavo: %s by Triton is not used here (%s); %s", what, reason, instead)
     return False

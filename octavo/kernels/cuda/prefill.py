@@ -23,13 +23,14 @@ from octavo.kernels.cuda.tiling import Processors, processors
 _SEQUENCES = tl.constexpr(128)  # whose first blocks are looked at in one load
 
 
-def launch(call: AttentionCall, more_than: int) -> None:
-    """Attention of the sequences with more new tokens than that, into their rows of call.out."""
+def launch(call: AttentionCall, more_than: int, at_most: int) -> None:
+    """Attention of the sequences with more new tokens than one and at most as many as the other,
+    into their rows of call.out."""
     blocks = block_sizes(call.operand, call.pages.keys.dtype, processors())
     n_sequences = len(call.query_lens)
     n_blocks = len(call.q) // (blocks.rows // call.group) + n_sequences
     _prefill[n_blocks, call.n_kv_heads](
-        *call.arguments(), n_sequences, more_than, **call.constants(blocks)
+        *call.arguments(), n_sequences, more_than, at_most, **call.constants(blocks)
     )
 
 
@@ -50,7 +51,7 @@ def block_sizes(operand: tl.dtype, kept: torch.dtype, device: Processors) -> Blo
     return Blocks(rows=128, keys=32, warps=8, stages=3)
 
 
-@triton.jit(do_not_specialize=["table_stride", "window", "n_sequences", "more_than"])
+@triton.jit(do_not_specialize=["table_stride", "window", "n_sequences", "more_than", "at_most"])
 def _prefill(
     q: typing.Any,
     out: typing.Any,
@@ -63,6 +64,7 @@ def _prefill(
     window: typing.Any,
     n_sequences: typing.Any,
     more_than: typing.Any,
+    at_most: typing.Any,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -85,7 +87,7 @@ def _prefill(
     start = tl.load(starts + sequence)
     n_queries = tl.load(starts + sequence + 1) - start
     first = (block - start // BLOCK_QUERIES - sequence) * BLOCK_QUERIES
-    if (n_queries <= more_than) | (first >= n_queries):
+    if (n_queries <= more_than) | (n_queries > at_most) | (first >= n_queries):
         return
 
     query, places, present = rows_of(

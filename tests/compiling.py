@@ -61,7 +61,7 @@ def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
     """Every kernel, by the calls that launch them; nothing is computed."""
     driver.set_active(AbsentGPU(target))
     setattr(decode, "_multiprocessors", lambda _: device.number)  # noqa: B010
-    for module in (w8a8, prefill, dequantize):
+    for module in (w8a8, prefill, decode, dequantize):
         setattr(module, "processors", lambda: device)  # noqa: B010
     setattr(early_launch, "_is_right", lambda: True)  # noqa: B010
     run = JITFunction.run

@@ -13,6 +13,7 @@ import triton
 
 _PROGRAMS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _PRODUCT = re.compile(r"(?:wgmma\.mma_async|mma\.sync)\.\S*?\.(s8|bf16|f16|tf32)\.")
+_MULTIPLIES = re.compile(r"\w*MMA\.")
 _LABEL = re.compile(r"^(\.L_\S+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(.*?);")
 _ACCESS = re.compile(r"(?:LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLKCP)\b")  # of the memory
@@ -25,6 +26,7 @@ class MachineCode(NamedTuple):
 
     Attributes:
         stack_bytes: a thread's in memory, where what registers do not hold is spilled.
+        loop_spills: moves of spilled registers in loops that multiply.
         products: what its tensor-core instructions multiply, in PTX's names.
         waiting_loads: loads into registers, in loops that multiply: each waits for memory, where a
             copy to shared memory is begun steps before its use.
@@ -33,6 +35,7 @@ class MachineCode(NamedTuple):
     """
 
     stack_bytes: int
+    loop_spills: int
     products: list[str]
     waiting_loads: int
     early_accesses: int
@@ -45,15 +48,13 @@ def machine_code(cubin: bytes, ptx: str) -> MachineCode:
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
         listing = _run("nvdisasm", "-c", file.name)
+    multiplying = [loop for loop in _loops(listing) if any(map(_MULTIPLIES.match, loop))]
+    in_loops = [instruction for loop in multiplying for instruction in loop]
     return MachineCode(
         stack_bytes=sum(map(int, re.findall(r"STACK:(\d+)", usage))),
+        loop_spills=sum(instruction.startswith(("LDL", "STL")) for instruction in in_loops),
         products=sorted(set(_PRODUCT.findall(ptx))),
-        waiting_loads=sum(
-            instruction.startswith("LDG.")
-            for loop in _loops(listing)
-            if any(re.match(r"\w*MMA\.", instruction) for instruction in loop)
-            for instruction in loop
-        ),
+        waiting_loads=sum(instruction.startswith("LDG.") for instruction in in_loops),
         early_accesses=sum(
             _ACCESS.match(instruction) is not None
             for instruction in takewhile(_is_no_wait, _instructions(listing))

@@ -14,8 +14,9 @@ import pytest
 # Architecture, threads a warp, bytes of shared memory, multiprocessors.
 HOPPER = ("cuda", 90, 32, 227 * 2**10, 132)
 ADA = ("cuda", 89, 32, 99 * 2**10, 142)
+BLACKWELL = ("cuda", 120, 32, 99 * 2**10, 70)  # RTX 50
 MI300 = ("hip", "gfx942", 64, 64 * 2**10, 304)
-GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, MI300))]
+GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, BLACKWELL, MI300))]
 
 PRODUCTS = {"_whole_kernel", "_several_kernel", "_part_kernel", "_prefill", "_decode"}
 ROWS = {"_rms_norm", "_silu_mul", "_rms_norm_quantize", "_silu_mul_quantize", "_quantize"}
@@ -41,7 +42,9 @@ def test_all_kernels_compile_and_products_are_the_tensor_cores(
     if gpu[0] == "cuda":
         for each in kernels:
             check(each)
-            check_turns(each, can_wait=gpu == HOPPER)
+            # For RTX 50 four registers are spilled before a loop over keys, and read after it.
+            assert each["stack_bytes"] == 0 or gpu == BLACKWELL, each
+            check_turns(each, can_wait=gpu in (HOPPER, BLACKWELL))
 
 
 def check_turns(kernel: dict[str, Any], can_wait: bool) -> None:
@@ -59,6 +62,6 @@ def check(kernel: dict[str, Any]) -> None:
     elif name in PRODUCTS:  # weights by values are of bf16 in any case
         products = {"s8", "bf16"} if "torch.int8" in kernel["dtypes"] else {"bf16"}
     assert set(kernel["products"]) == products, kernel
-    assert kernel["stack_bytes"] == 0, kernel
+    assert kernel["loop_spills"] == 0, kernel
     # Rows that do not begin at whole words cannot be copied to shared memory in the background.
     assert kernel["waiting_loads"] == 0 or not kernel["aligned"], kernel

@@ -19,6 +19,7 @@ from octavo.kernels.cuda.call import AttentionCall, Blocks
 from octavo.kernels.cuda.early_launch import early_launch, wait_for_previous
 from octavo.kernels.cuda.key_loop import LOWEST, attend, first_seen_by, rows_of
 from octavo.kernels.cuda.launch import INTERPRETED
+from octavo.kernels.cuda.tiling import Processors, processors
 
 FEW_QUERIES = 16  # new tokens of a sequence that comes here, at most
 MOST_ROWS = {tl.float32: 16}  # of a program: see prefill.block_sizes
@@ -48,7 +49,7 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
     splits = n_splits(n_sequences * call.n_kv_heads, n_seen, call.q.device)
     while splits > 1 and n_parts * splits * call.q.shape[2] * 4 > PART_BYTES:
         splits //= 2
-    blocks = block_sizes(call.operand, n_rows, call.pages.keys.dtype)
+    blocks = block_sizes(call.operand, n_rows, call.pages.keys.dtype, processors())
     grid = (splits, call.n_kv_heads, len(call.query_lens))
     if splits == 1:
         _decode[grid](*call.arguments(), None, None, n_rows, at_most, **call.constants(blocks))
@@ -72,10 +73,13 @@ def launch(call: AttentionCall, at_most: int, n_sequences: int) -> None:
     )
 
 
-def block_sizes(operand: tl.dtype, n_rows: int, kept: torch.dtype) -> Blocks:
+def block_sizes(operand: tl.dtype, n_rows: int, kept: torch.dtype, device: Processors) -> Blocks:
     """By what products are of, the rows that there are, and what keys and values are kept in."""
     rows = max(16, triton.next_power_of_2(n_rows))  # a product has 16 at least
-    keys = 16 if operand == tl.float32 and not INTERPRETED else 64
+    # As in prefill.block_sizes.
+    keys = 32 if rows == 128 and not device.multiply_in_shared_memory else 64
+    if operand == tl.float32 and not INTERPRETED:
+        keys = 16
     # The page table is one stage ahead of the keys, and these of their product. Pages of int8 are
     # widened in registers, which leaves room for half the programs: each reads two blocks ahead.
     warps = 8 if rows == 128 else 4  # which would not have registers for so many
@@ -159,6 +163,12 @@ def _decode(
         OPERAND,
         BLOCK_ROWS,
         BLOCK_KEYS,
+    )
+    # Worked out anew: see _prefill.
+    start = tl.load(starts + sequence)
+    n_queries = tl.load(starts + sequence + 1) - start
+    _, places, present = rows_of(
+        start, 0, n_queries, kv_head, GROUP, N_KV_HEADS, HEAD_DIM, BLOCK_ROWS
     )
     divisor = tl.where(total == 0, 1.0, total)
     result = sums / divisor[:, None]

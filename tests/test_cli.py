@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from octavo import LLM, SamplingParams
-from octavo.cli import options
+from octavo.cli import chat, options
 from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
 from octavo.cli.stdout import checked_stdout
 from octavo.engine.decode_graph import DecodeGraphs
@@ -446,3 +446,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(text_model: Path, tmp_path:
     terminal.read_until("> ")
     terminal.type("/quit\n")
     assert terminal.process.wait(30) == 0
+
+
+def test_ctrl_c_just_after_an_answer_leaves_the_program_at_its_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capsys, text_model: Path
+) -> None:
+    """It is sent between the answer's last line and the prompt, which no test can hit by time."""
+    asked: list[list[dict[str, Any]]] = []
+
+    def take_turn(llm: LLM, messages: list[Any], line: str, *rest: Any) -> list[Any]:
+        asked.append(messages)
+        if line == "two":
+            raise KeyboardInterrupt
+        return [*messages, line]
+
+    lines = iter(["one", "two", "three", "/quit"])
+    monkeypatch.setattr(chat, "_take_turn", take_turn)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, _, error = run(capsys, "chat", text_model, "--dtype", "float32")
+    assert (code, "Traceback" in error) == (0, False)
+    assert asked == [[], ["one"], ["one"]]

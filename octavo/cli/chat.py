@@ -47,16 +47,22 @@ def chat(
         print(f"{model}: {_HELP}.", file=sys.stderr)
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[dict[str, Any]] = list(opening)
-    while (line := _read_line(interactive)) is not None:
-        if line == "/quit":
-            break
-        if line == "/reset":
-            messages = list(opening)
-            print("The conversation is forgotten.", file=sys.stderr)
-        elif line.startswith("/"):
-            print(f"{line.split()[0]}: no such command; {_HELP}.", file=sys.stderr)
-        elif line:
-            messages = _take_turn(llm, messages, line, params, interactive)
+    while True:
+        try:
+            line = _read_line(interactive)
+            if line is None or line == "/quit":
+                break
+            if line == "/reset":
+                messages = list(opening)
+                print("The conversation is forgotten.", file=sys.stderr)
+            elif line.startswith("/"):
+                print(f"{line.split()[0]}: no such command; {_HELP}.", file=sys.stderr)
+            elif line:
+                messages = _take_turn(llm, messages, line, params, interactive)
+        except KeyboardInterrupt:  # at the prompt, or meant for an answer that has just ended
+            if not interactive:
+                raise
+            print()
 
 
 def _take_turn(
@@ -73,14 +79,14 @@ def _take_turn(
         for output in llm.stream_chat(asked, params):
             print(output.outputs[0].text[len(text) :], end="", flush=True)
             text = output.outputs[0].text
+        print(flush=True)
     except KeyboardInterrupt:
         if not interactive:
             raise
-        print(" [stopped]", end="")
+        print(" [stopped]", flush=True)
     except RequestError as error:
         print(f"octavo: {error}", file=sys.stderr)
         return messages
-    print(flush=True)
     # An empty answer cannot stand in the template: drop the turn.
     return [*asked, {"role": "assistant", "content": text}] if text else messages
 
@@ -90,11 +96,8 @@ def _read_line(interactive: bool) -> str | None:
     if not interactive:
         line = sys.stdin.readline()
         return line.strip() if line else None
-    while True:
-        try:
-            return input("> ").strip()
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:  # at the prompt it clears the line, as in a shell
-            print()
+    try:
+        return input("> ").strip()
+    except EOFError:
+        print()
+        return None

@@ -30,6 +30,7 @@ class MachineCode(NamedTuple):
         products: what its tensor-core instructions multiply, in PTX's names.
         waiting_loads: loads into registers, in loops that multiply: each waits for memory, where a
             copy to shared memory is begun steps before its use.
+        fetches: instructions that ask for memory to be in the L2 cache.
         early_accesses: to memory, before it waits for the kernel in front of it; all of them if it
             does not wait.
     """
@@ -38,6 +39,7 @@ class MachineCode(NamedTuple):
     loop_spills: int
     products: list[str]
     waiting_loads: int
+    fetches: int
     early_accesses: int
 
 
@@ -55,6 +57,7 @@ def machine_code(cubin: bytes, ptx: str) -> MachineCode:
         loop_spills=sum(instruction.startswith(("LDL", "STL")) for instruction in in_loops),
         products=sorted(set(_PRODUCT.findall(ptx))),
         waiting_loads=sum(instruction.startswith("LDG.") for instruction in in_loops),
+        fetches=sum(line.startswith("CCTL.E.PF2") for line in _instructions(listing)),
         early_accesses=sum(
             _ACCESS.match(instruction) is not None
             for instruction in takewhile(_is_no_wait, _instructions(listing))

@@ -51,6 +51,8 @@ def check_turns(kernel: dict[str, Any], can_wait: bool) -> None:
     """It is launched before the kernel in front of it has ended only if it waits for that."""
     assert kernel["early"] == can_wait, kernel
     assert (kernel["early_accesses"] == 0) == can_wait, kernel
+    if kernel["kernel"] == "_several_kernel":  # of few tokens
+        assert (kernel["fetches"] > 0) == can_wait, kernel
 
 
 def check(kernel: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ _FEW = (Tiling(16, 32, 256, 4), Tiling(32, 32, 256, 4), Tiling(FEW_TOKENS, 64, 1
 _MANY = (Tiling(128, 256, 128, 8), Tiling(128, 128, 64, 8), Tiling(64, 128, 64, 4))
 # Memory gives 4.8 TB/s on an H200, and a read takes 0.8 us: a multiprocessor has to have asked for
 # 29 KB at any time. Where it has one tile, the 24 KB of four stages are too few.
-_DEEP = 6
+DEEP = 6
 _LEAST_STEPS = 4  # blocks of inputs that a part is worth
 
 
@@ -97,7 +97,7 @@ def _tile(n_tokens: int, n_outputs: int, device: Processors) -> Tiling:
 
 def _few(device: Processors) -> list[Tiling]:
     """The tiles of few tokens."""
-    n_stages = _DEEP if device.multiply_in_shared_memory else _FEW[0].n_stages
+    n_stages = DEEP if device.multiply_in_shared_memory else _FEW[0].n_stages
     return [each._replace(n_stages=n_stages) for each in _FEW]
 
 

@@ -29,8 +29,7 @@ _fastest = Fastest()
 _MOST_BUCKET = 4096  # tokens beyond which a product is timed no more
 _NEIGHBOURS = 8  # rows of tiles that share what they read of the weight, in the L2 cache
 _FINISH_COLUMNS = 1024
-_FETCHED_TOKENS = tl.constexpr(FEW_TOKENS)  # by which reading the weight is what takes the time
-_FETCHED_BYTES = tl.constexpr(1024)  # of each row
+FETCHED_BYTES = 1024  # of each row of a weight, before few tokens' inputs are there
 _LINE = tl.constexpr(128)  # bytes of the L2 cache
 
 
@@ -92,11 +91,7 @@ def _by_tiles(
         cut = tiling(n_tokens, n_outputs, n_inputs, processors())
     grid = triton.cdiv(n_tokens, cut.m) * triton.cdiv(n_outputs, cut.n), cut.n_parts
     sizes = n_tokens, n_outputs, n_inputs
-    blocks = {
-        "BLOCK_M": cut.m, "BLOCK_N": cut.n, "BLOCK_K": cut.k, "WHOLE": n_inputs % cut.k == 0,
-        "NEIGHBOURS": _NEIGHBOURS, "num_warps": cut.n_warps, "num_stages": cut.n_stages,
-        "enable_fp_fusion": False, **early_launch(),
-    }  # fmt: skip
+    blocks = _constants(cut, n_inputs) | {"NEIGHBOURS": _NEIGHBOURS}
     if cut.n_parts > 1:
         sums = torch.empty(cut.n_parts, n_tokens, n_outputs, dtype=torch.int32, device=x.q.device)
         _part_kernel[grid](x.q, weight, sums, *sizes, **blocks)
@@ -115,11 +110,19 @@ def _several(
     outs = [torch.empty(n_tokens, n, dtype=x.dtype, device=x.q.device) for n in n_outputs]
     _several_kernel[(sum(triton.cdiv(n, cut.n) for n in n_outputs),)](
         x.q.contiguous(), x.scale, tuple(weight.contiguous() for weight in weights),
-        tuple(weight_scales), tuple(outs), n_tokens, n_outputs, n_inputs, BLOCK_M=cut.m,
-        BLOCK_N=cut.n, BLOCK_K=cut.k, WHOLE=n_inputs % cut.k == 0, num_warps=cut.n_warps,
-        num_stages=cut.n_stages, enable_fp_fusion=False, **early_launch(),
+        tuple(weight_scales), tuple(outs), n_tokens, n_outputs, n_inputs,
+        **_constants(cut, n_inputs),
     )  # fmt: skip
     return outs
+
+
+def _constants(cut: Tiling, n_inputs: int) -> dict[str, int | bool]:
+    """What the kernels of a product are compiled for, and Triton's settings."""
+    return {
+        "BLOCK_M": cut.m, "BLOCK_N": cut.n, "BLOCK_K": cut.k, "WHOLE": n_inputs % cut.k == 0,
+        "FETCHED": FETCHED_BYTES if cut.m <= FEW_TOKENS else 0, "num_warps": cut.n_warps,
+        "num_stages": cut.n_stages, "enable_fp_fusion": False, **early_launch(),
+    }  # fmt: skip
 
 
 def _by_int_mm(
@@ -207,13 +210,13 @@ def _fetch_weight(
     first: tl.tensor,
     n_outputs: tl.tensor,
     n_inputs: tl.tensor,
-    BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    FETCHED: tl.constexpr,
 ) -> None:
-    """Ask for what `_sums` will begin with, the block `first` of inputs and those behind it."""
-    if BLOCK_M <= _FETCHED_TOKENS:
+    """Ask for what `_sums` will begin with: so many bytes of each row, from block `first` on."""
+    if FETCHED:
         outputs = tl.where(outputs < n_outputs, outputs, 0).to(tl.int64)
-        inputs = first * BLOCK_K + _LINE * tl.arange(0, _FETCHED_BYTES // _LINE)
+        inputs = first * BLOCK_K + _LINE * tl.arange(0, FETCHED // _LINE)
         inputs = tl.minimum(inputs, n_inputs - 1)
         fetch(weight + outputs[:, None] * n_inputs + inputs[None, :])
 
@@ -299,11 +302,12 @@ def _whole_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WHOLE: tl.constexpr,
+    FETCHED: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
 ) -> None:
     """A tile of the result."""
     tokens, outputs = _place(n_tokens, n_outputs, BLOCK_M, BLOCK_N, NEIGHBOURS)
-    _fetch_weight(weight, outputs, 0, n_outputs, n_inputs, BLOCK_M, BLOCK_K)
+    _fetch_weight(weight, outputs, 0, n_outputs, n_inputs, BLOCK_K, FETCHED)
     wait_for_previous()
     total = _sums(
         q, weight, tokens, outputs, 0, tl.cdiv(n_inputs, BLOCK_K), n_tokens, n_outputs, n_inputs,
@@ -326,6 +330,7 @@ def _several_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WHOLE: tl.constexpr,
+    FETCHED: tl.constexpr,
 ) -> None:
     """A tile of one of several results, whose tiles come one after another; it has all tokens."""
     tile, n_steps = tl.program_id(0), tl.cdiv(n_inputs, BLOCK_K)
@@ -333,7 +338,7 @@ def _several_kernel(
     for i in tl.static_range(len(weights)):
         if (tile >= 0) & (tile * BLOCK_N < n_outputs[i]):
             outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            _fetch_weight(weights[i], outputs, 0, n_outputs[i], n_inputs, BLOCK_M, BLOCK_K)
+            _fetch_weight(weights[i], outputs, 0, n_outputs[i], n_inputs, BLOCK_K, FETCHED)
             wait_for_previous()
             total = _sums(
                 q, weights[i], tokens, outputs, 0, n_steps, n_tokens, n_outputs[i], n_inputs,
@@ -358,6 +363,7 @@ def _part_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WHOLE: tl.constexpr,
+    FETCHED: tl.constexpr,
     NEIGHBOURS: tl.constexpr,
 ) -> None:
     """A tile's sums over a part of the inputs."""
@@ -365,7 +371,7 @@ def _part_kernel(
     part, n_steps = tl.program_id(1), tl.cdiv(n_inputs, BLOCK_K)
     size = tl.cdiv(n_steps, tl.num_programs(1))
     first = part * size
-    _fetch_weight(weight, outputs, first, n_outputs, n_inputs, BLOCK_M, BLOCK_K)
+    _fetch_weight(weight, outputs, first, n_outputs, n_inputs, BLOCK_K, FETCHED)
     wait_for_previous()
     total = _sums(
         q, weight, tokens, outputs, first, tl.minimum(first + size, n_steps), n_tokens, n_outputs,

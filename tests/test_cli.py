@@ -25,6 +25,7 @@ from octavo.cli import chat, options
 from octavo.cli.main import COMMANDS, EVALUATIONS, load_command, main
 from octavo.cli.stdout import checked_stdout
 from octavo.engine.decode_graph import DecodeGraphs
+from octavo.engine.step_limits import StepLimits
 from octavo.kernels.cpu import library
 from tests.checkpoints import small_config, write_mistral
 
@@ -54,7 +55,7 @@ def test_serve_captures_a_gpus_graphs_before_it_says_that_it_serves(
     """Without a GPU: the engine says that it has graphs, and what it captures is counted."""
     llm = LLM("demo", device="cpu", max_model_len=64)
     if has_graphs:
-        llm.engine.decode = DecodeGraphs(llm.model, llm.engine.pool, 2, 64, True, False)
+        llm.engine.decode = DecodeGraphs(llm.model, llm.engine.pool, StepLimits(2, 64, True), False)
     warmed: list[str] = []
     monkeypatch.setattr(llm.engine, "warm_up", lambda: warmed.append("warm"))
     monkeypatch.setattr(options, "load", lambda *_, **__: llm)

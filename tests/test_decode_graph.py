@@ -21,6 +21,7 @@ from octavo.engine import decode_graph
 from octavo.engine.decode_graph import Bucket, DecodeGraphs, graph_bytes
 from octavo.engine.decode_record import RecordedDecode
 from octavo.engine.engine import Engine
+from octavo.engine.step_limits import StepLimits
 from tests.test_engine import CHUNK, engine, greedy, prompts, run, tokens_of
 
 
@@ -50,10 +51,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[Bucket]:
 
 
 def with_decode(made: Engine, capture: bool = False) -> Engine:
-    made.decode = DecodeGraphs(
-        made.model, made.pool, made.max_num_seqs, made.max_model_len,
-        made.scheduler.speculate, capture,
-    )  # fmt: skip
+    limits = StepLimits(made.max_num_seqs, made.max_model_len, made.scheduler.speculate)
+    made.decode = DecodeGraphs(made.model, made.pool, limits, capture)
     return made
 
 
@@ -148,7 +147,7 @@ def test_padding_is_stored_in_the_spare_page_and_nowhere_else(
     demo: LLM, dtype: torch.dtype, query_lens: list[int], n_filling: int
 ) -> None:
     pool = PagePool(CacheLayout.of(demo.model.config, dtype), 60)
-    decode = DecodeGraphs(demo.model, pool, 8, 256, speculate=True, capture=False)
+    decode = DecodeGraphs(demo.model, pool, StepLimits(8, 256, speculate=True), capture=False)
     caches = [RaggedCache(pool) for _ in query_lens]
     for cache, n in zip(caches, query_lens, strict=True):
         cache.prepare(n)
@@ -357,7 +356,8 @@ def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(
     demo: LLM, speculate: bool
 ) -> None:
     pool = engine(demo).pool
-    made = DecodeGraphs(demo.model, pool, 6, 512, speculate, capture=False)
+    limits = StepLimits(6, 512, speculate)
+    made = DecodeGraphs(demo.model, pool, limits, capture=False)
     places = (made._inputs, made._hidden, made._logits)
     least = sum(place.numel() * place.itemsize for place in places)
     config, n_tokens = demo.model.config, 16 if speculate else 6
@@ -367,7 +367,7 @@ def test_the_bytes_of_graphs_are_no_less_than_the_places_they_read_and_write(
         group = config.n_heads // config.n_kv_heads
         pool_bytes += decode_graph.RUNS * 16 * group * config.head_dim * 4
     expected = least + pool_bytes + n_kernels * decode_graph.KERNEL_BYTES
-    assert graph_bytes(pool.layout, demo.model, 6, 512, speculate) == expected
+    assert graph_bytes(pool.layout, demo.model, limits) == expected
 
 
 def test_a_guess_that_was_wrong_may_have_left_a_page_beyond_the_bucket(

@@ -18,6 +18,7 @@ from octavo.engine import decode_record
 from octavo.engine.decode_record import RecordedDecode, arena_bytes, recording_bytes
 from octavo.engine.engine import Engine
 from octavo.engine.speculation import MOST
+from octavo.engine.step_limits import StepLimits
 from octavo.kernels.cpu import library, linear
 from octavo.kernels.cpu.recording import Recording
 from octavo.model import Transformer
@@ -28,7 +29,7 @@ from tests.threads import threads
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no C++ library")
 
 CPU = torch.device("cpu")
-MAX_NUM_SEQS, MAX_MODEL_LEN = 6, 256
+LIMITS = StepLimits(max_num_seqs=6, max_model_len=256, speculate=True)
 MODELS = {"bf16": ("bf16", "bf16"), "w8a8": ("w8a8", "bf16"), "w8a8, int8 head": ("w8a8", "int8")}
 
 
@@ -69,7 +70,7 @@ def new_pool(model: Transformer, kv_cache_dtype: str = "int8") -> PagePool:
 
 
 def recorded(model: Transformer, pool: PagePool) -> RecordedDecode:
-    return RecordedDecode(model, pool, MAX_NUM_SEQS, MAX_MODEL_LEN, speculate=True)
+    return RecordedDecode(model, pool, LIMITS)
 
 
 def fill(model: Transformer, pool: PagePool, lens: Sequence[int]) -> list[RaggedCache]:
@@ -325,9 +326,9 @@ def test_an_interrupted_step_can_be_run_again(
 def test_the_bytes_of_recordings_are_no_less_than_what_they_keep(model: Transformer) -> None:
     pool = new_pool(model)
     decode = recorded(model, pool)
-    caches = fill(model, pool, [20] * MAX_NUM_SEQS)
-    n_calls, n_tokens = 0, max(MAX_NUM_SEQS, decode_record.MOST_TOKENS)
-    for count in range(1, MAX_NUM_SEQS + 1):
+    caches = fill(model, pool, [20] * LIMITS.max_num_seqs)
+    n_calls, n_tokens = 0, max(LIMITS.max_num_seqs, decode_record.MOST_TOKENS)
+    for count in range(1, LIMITS.max_num_seqs + 1):
         for _ in range(2):
             step(decode, [1] * count, caches[:count])
     for n in range(2, decode_record.MOST_TOKENS + 1):
@@ -339,10 +340,10 @@ def test_the_bytes_of_recordings_are_no_less_than_what_they_keep(model: Transfor
         used = each.recording._arena._stop
         assert 64 < used <= arena_bytes(model, n_tokens)
         n_calls += len(each.recording._made)
-    assert len(decode._steps) == MAX_NUM_SEQS + MOST
+    assert len(decode._steps) == LIMITS.max_num_seqs + MOST
     planned = len(decode._steps) * (model.config.n_layers + 1) * decode_record.CALLS_A_LAYER
     assert n_calls <= planned
     least = arena_bytes(model, n_tokens) + planned * decode_record.CALL_BYTES
     least += sum(table.nbytes for table in decode._page_tables)
-    estimate = recording_bytes(pool.layout, model, MAX_NUM_SEQS, MAX_MODEL_LEN, speculate=True)
+    estimate = recording_bytes(pool.layout, model, LIMITS)
     assert estimate >= least

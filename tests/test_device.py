@@ -27,6 +27,7 @@ from octavo.device import choose_device, to_device
 from octavo.engine import llm
 from octavo.engine.decode_graph import DecodeGraphs
 from octavo.engine.engine import Engine
+from octavo.engine.step_limits import StepLimits
 from octavo.errors import ConfigError
 from octavo.kernels import plain
 
@@ -152,9 +153,8 @@ def test_the_host_waits_for_nothing_in_a_step_but_its_tokens(
     )
     made = Engine(model, max_num_seqs=16, max_num_batched_tokens=32, memory=memory, eos_id=5)
     if as_graphs:
-        made.decode = DecodeGraphs(
-            model, made.pool, 16, made.max_model_len, speculate=False, capture=False
-        )
+        limits = StepLimits(16, made.max_model_len, speculate=False)
+        made.decode = DecodeGraphs(model, made.pool, limits, capture=False)
     for further in (
         {"temperature": 0.0},
         {"n": 3},

@@ -22,6 +22,7 @@ from octavo.engine.decode import decode_bytes
 from octavo.engine.defaults import default_num_seqs
 from octavo.engine.engine import Engine
 from octavo.engine.outputs import RequestOutput
+from octavo.engine.step_limits import StepLimits
 from octavo.tokenizer import Tokenizer
 
 PAGE_SIZE = tokens_of_page(torch.float32)
@@ -51,7 +52,7 @@ def engine(
     memory = (
         config.weight_bytes(4)
         + working_bytes(config, max_num_seqs, chunk)
-        + decode_bytes(layout, demo.model, max_num_seqs, max_model_len, speculate)
+        + decode_bytes(layout, demo.model, StepLimits(max_num_seqs, max_model_len, speculate))
         + n_pages * layout.page_bytes
     )
     made = Engine(

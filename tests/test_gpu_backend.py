@@ -11,6 +11,7 @@ from octavo import LLM, SamplingParams
 from octavo.engine import decode_graph
 from octavo.engine.decode_graph import Bucket, DecodeGraphs
 from octavo.engine.speculation import PromptLookup
+from octavo.engine.step_limits import StepLimits
 from octavo.kernels import dispatch, plain
 from octavo.kernels.cuda import backend
 
@@ -84,7 +85,8 @@ def test_kernels_that_are_given_bounds_read_the_lengths_on_the_device(
     monkeypatch.setattr(DecodeGraphs, "_compute", captured)
     llm = load(gpu_backend, kv_cache_dtype)
     made = llm.engine
-    decode = DecodeGraphs(llm.model, made.pool, 2, made.max_model_len, guesses, capture=False)
+    limits = StepLimits(2, made.max_model_len, guesses)
+    decode = DecodeGraphs(llm.model, made.pool, limits, capture=False)
     decode.buckets = [each for each in decode.buckets if each.size == 2]  # one answer is padded
     made.decode = decode
     made.scheduler.speculate = guesses

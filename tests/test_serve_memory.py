@@ -15,6 +15,7 @@ from octavo.cache.planner import working_bytes
 from octavo.checkpoint import DEMO, read_config
 from octavo.config import parse_bytes
 from octavo.engine.decode_record import recording_bytes
+from octavo.engine.step_limits import StepLimits
 from octavo.model import Transformer
 from tests.serving import Server, ask, eventually
 
@@ -33,7 +34,7 @@ def memory_for(n_sequences: float) -> str:
     fixed = config.weight_bytes(4) + working_bytes(config, SEQUENCES, CHUNK)
     with torch.device("meta"):
         fixed += recording_bytes(
-            layout, Transformer(config), SEQUENCES, MAX_MODEL_LEN, speculate=True
+            layout, Transformer(config), StepLimits(SEQUENCES, MAX_MODEL_LEN, speculate=True)
         )
     return str(fixed + pages * layout.page_bytes)
 

@@ -16,6 +16,7 @@ from octavo.bench.settings import BenchSettings
 from octavo.cache import CacheLayout, PagePool, RaggedCache, kv_dtype
 from octavo.engine.decode import decode_steps
 from octavo.engine.sampler import likeliest
+from octavo.engine.step_limits import StepLimits
 from octavo.model import Transformer
 from octavo.process import seconds_since_start
 
@@ -56,7 +57,8 @@ class Run:
         self.caches = [RaggedCache(pool, settings.length) for _ in range(settings.batch)]
         n_short = settings.batch if settings.context else 0
         self.short_caches = [RaggedCache(pool, settings.decode) for _ in range(n_short)]
-        self._decode = decode_steps(model, pool, settings.batch, settings.length, speculate=False)
+        limits = StepLimits(settings.batch, settings.length, speculate=False)
+        self._decode = decode_steps(model, pool, limits)
         self.next_ids = torch.zeros(settings.batch, dtype=torch.int64)
         self.first_token_s: float | None = None
         generator = torch.Generator().manual_seed(settings.seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.cache import CacheLayout, PagePool, RaggedCache
 from octavo.engine.decode_graph import DecodeGraphs, graph_bytes
 from octavo.engine.decode_record import RecordedDecode, recording_bytes
+from octavo.engine.step_limits import StepLimits
 from octavo.model import Transformer
 
 
@@ -38,34 +39,24 @@ class DecodeSteps(Protocol):
         """
 
 
-def decode_steps(
-    model: Transformer, pool: PagePool, max_num_seqs: int, max_model_len: int, speculate: bool
-) -> DecodeSteps | None:
+def decode_steps(model: Transformer, pool: PagePool, limits: StepLimits) -> DecodeSteps | None:
     """As CUDA graphs on a GPU, as recordings on a CPU; None where steps run as any pass does.
 
     Args:
         model: its weights may not move from here on.
         pool: of all sequences' pages.
-        max_num_seqs: the most sequences of a step.
-        max_model_len: tokens of the longest sequence.
-        speculate: whether steps with guesses come.
+        limits: of all steps.
     """
     if model.device.type == "cuda":
-        return DecodeGraphs(model, pool, max_num_seqs, max_model_len, speculate)
+        return DecodeGraphs(model, pool, limits)
     if model.device.type == "cpu":
-        return RecordedDecode(model, pool, max_num_seqs, max_model_len, speculate)
+        return RecordedDecode(model, pool, limits)
     return None
 
 
-def decode_bytes(
-    layout: CacheLayout,
-    model: Transformer,
-    max_num_seqs: int,
-    max_model_len: int,
-    speculate: bool,
-) -> int:
+def decode_bytes(layout: CacheLayout, model: Transformer, limits: StepLimits) -> int:
     """Bytes of the device that they keep: arguments as in `decode_steps`; an estimate."""
     bytes_of = {"cuda": graph_bytes, "cpu": recording_bytes}.get(model.device.type)
     if bytes_of is None:
         return 0
-    return bytes_of(layout, model, max_num_seqs, max_model_len, speculate)
+    return bytes_of(layout, model, limits)

@@ -31,6 +31,7 @@ from octavo.cache import (
 )
 from octavo.cache.planner import FP32, activation_bytes
 from octavo.engine.speculation import SPECULATED_ROWS
+from octavo.engine.step_limits import StepLimits
 from octavo.errors import in_one_line
 from octavo.kernels.lens import Lens
 from octavo.model import Transformer
@@ -122,9 +123,7 @@ class DecodeGraphs:
     Args:
         model: its weights may not move from here on.
         pool: of all sequences' pages.
-        max_num_seqs: the most sequences of a step.
-        max_model_len: tokens of the longest sequence.
-        speculate: whether steps with guesses come.
+        limits: of all steps.
         capture: without, the same steps run kernel by kernel, on any device.
 
     Attributes:
@@ -135,15 +134,13 @@ class DecodeGraphs:
         self,
         model: Transformer,
         pool: PagePool,
-        max_num_seqs: int,
-        max_model_len: int,
-        speculate: bool,
+        limits: StepLimits,
         capture: bool = True,
     ) -> None:
         self.model = model
         self.pool = pool
-        self.buckets = _buckets(max_num_seqs, max_model_len, speculate)
-        self._speculate = speculate
+        self.buckets = _buckets(limits)
+        self._speculate = limits.speculate
         self._capture = capture
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle() if capture else None
@@ -320,21 +317,15 @@ class DecodeGraphs:
         )
 
 
-def graph_bytes(
-    layout: CacheLayout,
-    model: Transformer,
-    max_num_seqs: int,
-    max_model_len: int,
-    speculate: bool,
-) -> int:
+def graph_bytes(layout: CacheLayout, model: Transformer, limits: StepLimits) -> int:
     """Bytes that the graphs of all buckets keep: arguments as in `DecodeGraphs`; an estimate."""
-    config, buckets = model.config, _buckets(max_num_seqs, max_model_len, speculate)
+    config, buckets = model.config, _buckets(limits)
     n_inputs, n_tokens = _places(layout, buckets)
     results = n_tokens * (config.dim * model.dtype.itemsize + config.vocab_size * FP32)
     # One pool of memory serves all graphs: the largest batch's. Logits are there in both dtypes.
     logits = n_tokens * config.vocab_size * (model.dtype.itemsize + FP32)
     made = activation_bytes(config, n_tokens) + logits
-    if speculate:
+    if limits.speculate:
         made += (
             RUNS * SPECULATED_ROWS * config.n_heads // config.n_kv_heads * config.head_dim * FP32
         )
@@ -342,12 +333,12 @@ def graph_bytes(
     return 8 * n_inputs + results + made + n_kernels * KERNEL_BYTES
 
 
-def _buckets(max_num_seqs: int, max_model_len: int, speculate: bool) -> list[Bucket]:
+def _buckets(limits: StepLimits) -> list[Bucket]:
     """The largest first, whose memory serves the others."""
-    contexts = _steps(SHORTEST_CONTEXT, CONTEXT_FACTOR, max_model_len)
-    buckets = [Bucket(*each) for each in product(_steps(1, 2, max_num_seqs), contexts)]
-    if speculate:
-        sizes = _steps(1, 2, min(max_num_seqs, SPECULATED_ROWS))
+    contexts = _steps(SHORTEST_CONTEXT, CONTEXT_FACTOR, limits.max_model_len)
+    buckets = [Bucket(*each) for each in product(_steps(1, 2, limits.max_num_seqs), contexts)]
+    if limits.speculate:
+        sizes = _steps(1, 2, min(limits.max_num_seqs, SPECULATED_ROWS))
         buckets += (Bucket(*each, guesses=True) for each in product(sizes, contexts))
     return sorted(buckets, key=lambda bucket: (bucket.n_tokens, bucket), reverse=True)
 

@@ -25,6 +25,7 @@ from octavo.cache import (
 )
 from octavo.cache.planner import FP32, activation_bytes
 from octavo.engine.speculation import MOST
+from octavo.engine.step_limits import StepLimits
 from octavo.kernels.cpu import memory
 from octavo.kernels.cpu.arena import Arena, ArenaFull
 from octavo.kernels.cpu.library import keep_little
@@ -64,35 +65,26 @@ class RecordedDecode:
     Args:
         model: its weights may not move from here on.
         pool: of all sequences' pages.
-        max_num_seqs: the most sequences of a step.
-        max_model_len: tokens of the longest sequence.
-        speculate: whether steps with guesses come.
+        limits: of all steps.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        pool: PagePool,
-        max_num_seqs: int,
-        max_model_len: int,
-        speculate: bool,
-    ) -> None:
+    def __init__(self, model: Transformer, pool: PagePool, limits: StepLimits) -> None:
         self.model = model
         self.pool = pool
         self._is_right: bool | None = None  # what replays compute; None: not compared yet
         self._seen: set[_Kind] = set()
         self._steps: dict[_Kind, _Step | None] = {}  # None: cannot be recorded
         config, layout = model.config, pool.layout
-        n_tokens = self._n_tokens = _most_tokens(max_num_seqs, speculate)
+        n_tokens = self._n_tokens = _most_tokens(limits)
         # Of the system's small pages: of these a step of one token fills few.
         self._arena = Arena(torch.empty(arena_bytes(model, n_tokens), dtype=torch.uint8).numpy())
         self._x = torch.zeros(n_tokens, config.dim, dtype=model.dtype)
         self._logits = torch.empty(n_tokens, config.vocab_size)
         self._cos, self._sin = torch.zeros(2, n_tokens, config.head_dim // 2)
-        self._kv_lens = torch.ones(max_num_seqs, dtype=torch.int64)
-        n_blocks = layout.n_blocks(max_model_len)
+        self._kv_lens = torch.ones(limits.max_num_seqs, dtype=torch.int64)
+        n_blocks = layout.n_blocks(limits.max_model_len)
         self._page_tables = [
-            memory.zeros((rows, max_num_seqs, n_blocks), torch.int64) for rows in layout.rows
+            memory.zeros((rows, limits.max_num_seqs, n_blocks), torch.int64) for rows in layout.rows
         ]
         self._slots = [torch.zeros(rows, n_tokens, dtype=torch.int64) for rows in layout.rows]
 
@@ -186,22 +178,17 @@ def arena_bytes(model: Transformer, n_tokens: int) -> int:
     return activation_bytes(model.config, n_tokens) + logits + ROUNDING
 
 
-def recording_bytes(
-    layout: CacheLayout,
-    model: Transformer,
-    max_num_seqs: int,
-    max_model_len: int,
-    speculate: bool,
-) -> int:
+def recording_bytes(layout: CacheLayout, model: Transformer, limits: StepLimits) -> int:
     """Bytes that recordings of all kinds keep: arguments as in `RecordedDecode`; an estimate."""
-    n_tokens = _most_tokens(max_num_seqs, speculate)
-    n_kinds = max_num_seqs + (MOST if speculate else 0)
+    n_tokens = _most_tokens(limits)
+    n_kinds = limits.max_num_seqs + (MOST if limits.speculate else 0)
     n_calls = n_kinds * (model.config.n_layers + 1) * CALLS_A_LAYER
-    tables = 8 * sum(layout.rows) * max_num_seqs * layout.n_blocks(max_model_len)
+    entries = limits.max_num_seqs * layout.n_blocks(limits.max_model_len)
+    tables = 8 * sum(layout.rows) * entries
     logits = FP32 * n_tokens * model.config.vocab_size
     return arena_bytes(model, n_tokens) + n_calls * CALL_BYTES + tables + logits
 
 
-def _most_tokens(max_num_seqs: int, speculate: bool) -> int:
+def _most_tokens(limits: StepLimits) -> int:
     """Of a step."""
-    return max(max_num_seqs, MOST_TOKENS) if speculate else max_num_seqs
+    return max(limits.max_num_seqs, MOST_TOKENS if limits.speculate else 0)

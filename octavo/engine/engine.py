@@ -23,6 +23,7 @@ from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.stats import EngineStats
+from octavo.engine.step_limits import StepLimits
 from octavo.errors import ConfigError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
@@ -124,7 +125,7 @@ class Engine:
             max_num_seqs=max_num_seqs,
             chunk=max_num_batched_tokens,
             device=model.device,
-            decode_bytes=decode_bytes(layout, model, max_num_seqs, longest, speculate)
+            decode_bytes=decode_bytes(layout, model, StepLimits(max_num_seqs, longest, speculate))
             if replays
             else 0,
         )
@@ -133,9 +134,8 @@ class Engine:
         self.scheduler = Scheduler(self.pool, max_num_seqs, max_num_batched_tokens, speculate)
         self.decode: DecodeSteps | None = None
         if replays:
-            self.decode = decode_steps(
-                model, self.pool, max_num_seqs, self.max_model_len, speculate
-            )
+            limits = StepLimits(max_num_seqs, self.max_model_len, speculate)
+            self.decode = decode_steps(model, self.pool, limits)
         self._requests: dict[int, _Request] = {}
         self._finished: dict[int, RequestOutput] = {}  # until `run` or `stream` takes them
         self._next_id = 0

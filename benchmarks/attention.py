@@ -99,8 +99,8 @@ def measure(kv: str, options: argparse.Namespace) -> Iterator[Row]:
         pool = PagePool(layout, layout.n_blocks(n_keys), options.device)
         cache = RaggedCache(pool)
         fill(cache, n_keys, n_keys, RandomBlocks(0, options.device))
-        pages, table = pool.layer(0), cache.tables[0].ids[:, : cache.tables[0].stop]
-        table = table.to(options.device)
+        pages, held = pool.layer(0), cache.tables[0]
+        table = torch.from_numpy(held.ids[:, : held.stop]).to(options.device)
         q = torch.randn(n_queries, HEADS, HEAD_DIM, device=options.device).to(DTYPE)
 
         def run(

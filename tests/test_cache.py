@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,47 @@ def test_pages_lie_in_order_however_they_were_given_back() -> None:
     full, windowed = (table.ids[:, : table.stop].tolist() for table in caches[0].tables)
     assert full == [[*range(20)]]
     assert windowed == [[*range(20, 40)], [*range(40, 60)]]
+
+
+class AlwaysAsked(RaggedCache):
+    """Works out before every token what has to be taken and given back."""
+
+    def _has_room(self, n_new: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("windows", [(None,), (None, 8, 5, 1), (3, 17), (64, None)])
+def test_whether_there_is_room_is_what_the_tables_say(
+    windows: tuple[int | None, ...], seed: int
+) -> None:
+    """Answers that grow by tokens and by guesses that are taken back, copies, begun anew."""
+    layout = CacheLayout.of(small_config(windows, max_seq_len=512), torch.float32, page_size=4)
+    choose = random.Random(seed)
+    caches = [kind(PagePool(layout, 400)) for kind in (RaggedCache, AlwaysAsked)]
+    n_quick = 0
+    for _ in range(150):
+        n_new = choose.choice([1, 1, 1, 1, 2, 5, 16])
+        n_quick += caches[0]._has_room(n_new)
+        assert len({cache.pages_to_take(n_new) for cache in caches}) == 1
+        n_back = choose.choice([0, 0, min(n_new - 1, 3)])
+        what = choose.choice(["go on"] * 30 + ["copy", "free"])
+        for cache in caches:
+            cache.prepare(n_new)
+            cache.length += n_new - n_back
+        if what == "free":
+            for cache in caches:
+                cache.free()
+        if what == "copy":
+            twins = [cache.copy() for cache in caches]
+            for cache in caches:
+                cache.free()
+            caches = [twins[0], AlwaysAsked(twins[1].pool)]
+            caches[1].length, caches[1].tables = twins[1].length, twins[1].tables
+        held = [[(t.first, t.stop, t.ids.tolist()) for t in cache.tables] for cache in caches]
+        assert held[0] == held[1]
+        assert len({cache.pool.n_available for cache in caches}) == 1
+    assert n_quick > 20
 
 
 def test_caches_of_one_pass_share_a_pool(model: Transformer) -> None:

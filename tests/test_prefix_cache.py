@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,17 +74,17 @@ def test_a_hit_far_longer_than_the_window_needs_its_last_window_alone() -> None:
     assert pool.n_held == again.n_pages == 41 + 41 - windowed.first
 
 
-def test_a_hit_is_taken_over_in_one_tensor_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hit_is_taken_over_in_one_array_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = new_pool(1000)
     tokens = text(1, 40)
     store(pool, tokens).free()
     hit = pool.prefix.match(block_digests(tokens, PAGE_SIZE))
     assert hit is not None
-    tensor = Mock(wraps=torch.tensor)
-    monkeypatch.setattr(torch, "tensor", tensor)
+    array = Mock(wraps=np.array)
+    monkeypatch.setattr(np, "array", array)
     cache = RaggedCache(pool)
     cache.take_over(hit)
-    assert tensor.call_count == 2 and cache.n_pages == hit.n_pages == pool.n_held
+    assert array.call_count == 2 and cache.n_pages == hit.n_pages == pool.n_held
 
 
 class Queue:

@@ -134,8 +134,9 @@ def fill_table(page_table: Tensor, caches: Sequence[RaggedCache], kind: int) -> 
     It may have more rows of sequences, and be wider; the rest is left as it is.
     """
     to = page_table.numpy()  # which is quicker than PyTorch with a few numbers
+    n_blocks = to.shape[2]
     for i, cache in enumerate(caches):
         table = cache.tables[kind]
         # Of guesses that were not right a cache may hold a page beyond a table for its length.
-        held = slice(table.first, min(table.stop, to.shape[2]))
-        to[:, i, held] = table.ids.numpy()[:, held]
+        first, stop = table.first, min(table.stop, n_blocks)
+        to[:, i, first:stop] = table.ids[:, first:stop]

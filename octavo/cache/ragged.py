@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from octavo.cache.pool import Block, OutOfPages, PagePool
 from octavo.cache.prefix import Hit
@@ -18,13 +19,14 @@ class PageTable:
         first: the first block still held; those before it were given back.
         blocks: the blocks from there on.
         ids: [rows, capacity] int64, the page of every block counted from 0. Entries before `first`
-            are of the past, and those past the last block of the future.
+            are of the past, and those past the last block of the future. An array, since a step
+            reads those of all its sequences, each of them few.
     """
 
     def __init__(self, n_rows: int) -> None:
         self.first = 0
         self.blocks: list[Block] = []
-        self.ids = torch.zeros(n_rows, 16, dtype=torch.int64)
+        self.ids = np.zeros((n_rows, 16), np.int64)
 
     @property
     def stop(self) -> int:
@@ -37,10 +39,9 @@ class PageTable:
             return
         start, stop = self.stop, self.stop + len(blocks)
         if stop > self.ids.shape[1]:
-            more = torch.zeros(self.ids.shape[0], stop, dtype=torch.int64)
-            self.ids = torch.cat((self.ids, more), dim=1)
-        # One tensor for all: a prompt may take over thousands of blocks.
-        self.ids[:, start:stop] = torch.tensor([block.pages for block in blocks]).T
+            self.ids = np.hstack((self.ids, np.zeros((len(self.ids), stop), np.int64)))
+        # At once: a prompt may take over thousands of blocks.
+        self.ids[:, start:stop] = np.array([block.pages for block in blocks]).T
         self.blocks.extend(blocks)
 
 
@@ -60,6 +61,7 @@ class RaggedCache:
         self.capacity = capacity
         self.length = 0
         self.tables = [PageTable(rows) for rows in pool.layout.rows]
+        self._see_tables()
 
     @property
     def n_pages(self) -> int:
@@ -69,6 +71,8 @@ class RaggedCache:
 
     def pages_to_take(self, n_new: int) -> int:
         """How many more pages `prepare` would take from the pool for `n_new` tokens."""
+        if self._has_room(n_new):
+            return 0
         layout = self.pool.layout
         stop = layout.n_blocks(self.length + n_new)
         total = 0
@@ -91,6 +95,8 @@ class RaggedCache:
                 f"KV cache: {self.length} tokens are stored and {n_new} more do not fit "
                 f"in its capacity of {self.capacity}"
             )
+        if self._has_room(n_new):
+            return
         layout, pool = self.pool.layout, self.pool
         needed = self.pages_to_take(n_new)
         if needed > pool.n_available:
@@ -104,17 +110,19 @@ class RaggedCache:
         for kind, table in enumerate(self.tables):
             if table.stop < stop:
                 table.extend(pool.allocate(kind, table.stop, stop - table.stop))
+        self._see_tables()
 
     def take_over(self, hit: Hit) -> None:
         """Begin with the blocks of a hit; the cache must be empty."""
         for table, (first, blocks) in zip(self.tables, hit.blocks, strict=True):
             table.first = first
-            table.ids = torch.zeros(table.ids.shape[0], hit.n_blocks + 16, dtype=torch.int64)
+            table.ids = np.zeros((len(table.ids), hit.n_blocks + 16), np.int64)
             for block in blocks:
                 block.was_hit = True
                 self.pool.retain(block)
             table.extend(blocks)
         self.length = hit.n_blocks * self.pool.layout.page_size
+        self._see_tables()
 
     def remember(self, digests: list[bytes], start: int) -> int:
         """Let the prefix cache know the blocks that are full, from block `start` on.
@@ -147,7 +155,7 @@ class RaggedCache:
         twin.length = self.length
         for kind, (table, other) in enumerate(zip(self.tables, twin.tables, strict=True)):
             other.first = table.first
-            other.ids = table.ids.clone()
+            other.ids = table.ids.copy()
             shared = table.blocks[: max(0, n_full - table.first)]
             for block in shared:
                 pool.retain(block)
@@ -156,6 +164,7 @@ class RaggedCache:
                 [own] = pool.allocate(kind, n_full, 1)
                 pool.copy(table.blocks[n_full - table.first], own)
                 other.extend([own])
+        twin._see_tables()
         return twin
 
     def free(self) -> None:
@@ -163,6 +172,24 @@ class RaggedCache:
         self.pool.release([block for table in self.tables for block in table.blocks])
         self.tables = [PageTable(rows) for rows in self.pool.layout.rows]
         self.length = 0
+        self._see_tables()
+
+    def _has_room(self, n_new: int) -> bool:
+        """Whether the pages that are held do for more tokens, and none of them is passed yet.
+
+        A sequence is asked so before every token, and few tokens begin a page.
+        """
+        return self.length + n_new <= self._n_held and self.length < self._first_passing
+
+    def _see_tables(self) -> None:
+        """Work out from the tables, which have changed, what `_has_room` asks."""
+        layout = self.pool.layout
+        self._n_held = min(table.stop for table in self.tables) * layout.page_size
+        # The least length at which a window has passed a block: see CacheLayout.first_block.
+        self._first_passing = min(
+            (table.first + 1) * layout.page_size + window - 1 if window is not None else math.inf
+            for table, window in zip(self.tables, layout.windows, strict=True)
+        )
 
     def _n_passed(self, kind: int, table: PageTable) -> int:
         """How many of the table's blocks no token from here on can see."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from octavo.engine.sequence import Sequence
 from octavo.errors import CheckpointError
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """An answer whose next token is to be chosen.
 
     Attributes:
@@ -44,27 +43,29 @@ def choose(logits: Tensor, turns: list[Turn]) -> list[list[int]]:
     Raises:
         CheckpointError: NaN in the logits.
     """
-    counts = [1 if turn.sequence.is_adjusted else 1 + len(turn.draft) for turn in turns]
+    adjusted = [turn.sequence.is_adjusted for turn in turns]
+    counts = [1 if own else 1 + len(turn.draft) for turn, own in zip(turns, adjusted, strict=True)]
     rows = [turn.row + i for turn, n in zip(turns, counts, strict=True) for i in range(n)]
     given = pick(logits, rows)
-    if any(turn.sequence.is_adjusted for turn in turns) and given is logits:
+    if any(adjusted) and given is logits:
         given = logits.clone()
     params: list[SamplingParams] = []
     uniforms: list[float] = []
-    for turn, n in zip(turns, counts, strict=True):
-        if turn.sequence.is_adjusted:
-            given[len(params)] = _adjusted(turn.sequence, logits[turn.row])
-        for i in range(n):
-            params.append(turn.sequence.params)
-            position = len(turn.sequence.output_ids) + i
-            uniforms.append(sampler.uniform(turn.sequence.seed, position))
+    for turn, n, is_adjusted in zip(turns, counts, adjusted, strict=True):
+        sequence = turn.sequence
+        if is_adjusted:
+            given[len(params)] = _adjusted(sequence, logits[turn.row])
+        first = len(sequence.output_ids)
+        for position in range(first, first + n):
+            params.append(sequence.params)
+            uniforms.append(_drawn(sequence, position))
     tokens = iter(_checked(sampler.sample(given, params, uniforms)))
     return [[next(tokens) for _ in range(n)] for n in counts]
 
 
 def choose_adjusted(sequence: Sequence, logits: Tensor) -> int:
     """The next token from a row of its own, [vocab_size], where it depends on those before it."""
-    drawn = sampler.uniform(sequence.seed, len(sequence.output_ids))
+    drawn = _drawn(sequence, len(sequence.output_ids))
     row = _adjusted(sequence, logits)
     return _checked(sampler.sample(row[None], [sequence.params], [drawn]))[0]
 
@@ -84,6 +85,11 @@ def _adjusted(sequence: Sequence, logits: Tensor) -> Tensor:
         sequence.output_ids,
         sequence.banned_ids(),
     )
+
+
+def _drawn(sequence: Sequence, position: int) -> float:
+    """What a token is drawn by; 0 where none is."""
+    return 0.0 if sequence.params.greedy else sampler.uniform(sequence.seed, position)
 
 
 def _checked(tokens: list[int]) -> list[int]:

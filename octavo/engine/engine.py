@@ -295,7 +295,7 @@ class Engine:
             for answer in self._fork_siblings(each.sequence)
         ]
         for turn, chosen in zip(turns, choose(logits, turns), strict=True):
-            self._advance(turn, logits[turn.row : turn.row + 1 + len(turn.draft)], chosen)
+            self._advance(turn, logits, chosen)
 
     def _forward(
         self, batch: list[Scheduled], complete: list[bool]
@@ -348,8 +348,8 @@ class Engine:
 
         Args:
             turn: whose.
-            logits: [1 + len(draft), vocab_size], its rows.
-            chosen: what was drawn from them, as far as it is known.
+            logits: [R, vocab_size], of all turns.
+            chosen: what was drawn from its rows, as far as it is known.
         """
         sequence, draft = turn.sequence, turn.draft
         if sequence.max_tokens == 0:
@@ -357,9 +357,9 @@ class Engine:
             return
         assert sequence.cache is not None
         n_accepted = 0
-        for row, guess in enumerate([*draft, None]):
-            known = row < len(chosen)
-            token = chosen[row] if known else choose_adjusted(sequence, logits[row])
+        for i, guess in enumerate([*draft, None]):
+            row = turn.row + i
+            token = chosen[i] if i < len(chosen) else choose_adjusted(sequence, logits[row])
             if sequence.params.logprobs is not None:
                 top = sampler.top_logprobs(
                     logits[row : row + 1],

@@ -78,7 +78,7 @@ class Sequence:
     @property
     def n_pending(self) -> int:
         """Tokens that have not been through the model yet."""
-        return self.n_tokens - (self.cache.length if self.cache else 0)
+        return len(self.token_ids) - (self.cache.length if self.cache is not None else 0)
 
     def pending(self, limit: int) -> list[int]:
         """The first `limit` of them."""

@@ -25,18 +25,30 @@ import torch
 from benchmarks import attention
 from benchmarks.common import make_parser
 from benchmarks.figures import write_figures
+from octavo import kernels
 from octavo.bench.random_model import random_model
 from octavo.bench.run import Run
 from octavo.bench.settings import BenchSettings
 from octavo.bench.shapes import find_shape, quantised
 from octavo.device import choose_device, current
 from octavo.errors import ConfigError
-from octavo.kernels.cuda import append, call, decode, dequantize, prefill, quantize, tiling, w8a8
+from octavo.kernels.cuda import (
+    append,
+    call,
+    decode,
+    dequantize,
+    prefill,
+    quantize,
+    tiling,
+    top_p,
+    w8a8,
+)
 from octavo.kernels.cuda.call import Blocks
 from octavo.model import Transformer
 from octavo.version import __version__
 
-LAUNCHING = (append, call, decode, dequantize, quantize, w8a8)
+LAUNCHING = (append, call, decode, dequantize, quantize, top_p, w8a8)
+ROWS = 64  # that are sampled at once
 LAST_PROMPT = 128  # tokens of the context before decoding that are read and not filled in
 Instead = Callable[[], AbstractContextManager[object]]
 
@@ -48,7 +60,7 @@ class Choice:
     Attributes:
         name: what is chosen.
         measured: `step`, a decode step of one sequence; `bf16` or `int8`, attention of a chunk over
-            keys and values in that.
+            keys and values in that; `top_p`, of 64 rows.
         instead: while it lasts, what was before the choice.
     """
 
@@ -90,6 +102,10 @@ CHOICES = (
     Choice(
         "int8 keys and values are written out first", "int8",
         partial(patch.object, dequantize, "MANY_QUERIES", 2**30),
+    ),
+    Choice(
+        "top_p by the bits of the least weight, not by sorting", "top_p",
+        partial(patch.object, top_p, "usable", lambda: False),
     ),
 )  # fmt: skip
 
@@ -150,10 +166,12 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
         "step": partial(step_seconds, settings, model),
         "bf16": partial(chunk_seconds, "bf16", options, device),
         "int8": partial(chunk_seconds, "int8", options, device),
+        "top_p": partial(top_p_seconds, config.vocab_size, options, device),
     }
     names = {
         "step": f"a decode step of {config.n_layers} layers after {options.context:,} tokens",
         **{kv: f"{options.queries:,} x {options.keys:,}, {kv}" for kv in ("bf16", "int8")},
+        "top_p": f"{ROWS} rows of {config.vocab_size:,}",
     }
     rows = []
     for choice in CHOICES:
@@ -189,6 +207,15 @@ def chunk_seconds(kv: str, options: argparse.Namespace, device: torch.device) ->
         seconds=options.seconds, device=device,
     )  # fmt: skip
     return float(next(attention.measure(kv, own))["seconds"])
+
+
+def top_p_seconds(vocab_size: int, options: argparse.Namespace, device: torch.device) -> float:
+    """The choice of tokens that reach 0.9, for a batch; the fastest."""
+    generator = torch.Generator().manual_seed(0)
+    weights = (3 * torch.randn(ROWS, vocab_size, generator=generator)).softmax(-1).to(device)
+    shares = torch.full((ROWS, 1), 0.9, device=device)
+    own = argparse.Namespace(seconds=options.seconds, device=device)
+    return attention.best_seconds(lambda: kernels.keep_top_p(weights.clone(), shares), own)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from octavo.kernels.cuda import (
     prefill,
     quantize,
     tiling,
+    top_p,
     w8a8,
 )
 from octavo.kernels.cuda.call import AttentionCall
@@ -83,6 +84,7 @@ def compile_for(target: GPUTarget, device: tiling.Processors) -> None:
 
     JITFunction.__getitem__ = lambda kernel, grid: partial(compiled, kernel, grid=grid)
     compile_rows()
+    top_p._keep(torch.ones(2, MINISTRAL_8B.vocab_size), torch.ones(2, 1))
     compile_linears()
     compile_append()
     compile_attention()

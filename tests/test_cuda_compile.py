@@ -20,7 +20,13 @@ GPUS = [HOPPER, *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in (ADA, BLA
 
 PRODUCTS = {"_whole_kernel", "_several_kernel", "_part_kernel", "_prefill", "_decode"}
 ROWS = {"_rms_norm", "_silu_mul", "_rms_norm_quantize", "_silu_mul_quantize", "_quantize"}
-OTHERS = {"_append_kernel", "_finish_kernel", "_merge", *(f"{name}_kernel" for name in ROWS)}
+OTHERS = {
+    "_append_kernel",
+    "_keep_kernel",
+    "_finish_kernel",
+    "_merge",
+    *(f"{name}_kernel" for name in ROWS),
+}
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: str(gpu[1]))

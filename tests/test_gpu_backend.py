@@ -13,8 +13,9 @@ from octavo.engine.decode_graph import Bucket, DecodeGraphs
 from octavo.engine.speculation import PromptLookup
 from octavo.engine.step_limits import StepLimits
 from octavo.kernels import dispatch, plain
-from octavo.kernels.cuda import backend
+from octavo.kernels.cuda import backend, top_p
 
+SAMPLED = SamplingParams(max_tokens=12, temperature=0.9, top_p=0.8, seed=3, ignore_eos=True)
 PROMPT = "What is 12 + 30?"
 PARAMS = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
 HAS_GPU = torch.cuda.is_available()
@@ -28,8 +29,8 @@ def load(device: str, kv_cache_dtype: str = "auto") -> LLM:
     )  # fmt: skip
 
 
-def answer(llm: LLM) -> list[int]:
-    [output] = llm.chat([{"role": "user", "content": PROMPT}], PARAMS)
+def answer(llm: LLM, params: SamplingParams = PARAMS) -> list[int]:
+    [output] = llm.chat([{"role": "user", "content": PROMPT}], params)
     return output.outputs[0].token_ids
 
 
@@ -49,6 +50,27 @@ def gpu_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[int]]:
     return {kv: answer(load("cpu", kv)) for kv in ("auto", "int8")}
+
+
+def test_sampled_tokens_in_fp32_are_the_cpus(
+    gpu_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    keep = top_p._keep
+
+    def watched(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        kept.append(int((keep(weights, shares) > 0).sum()))
+        return weights
+
+    top_p.usable()
+    monkeypatch.setattr(top_p, "_keep", watched)
+    found = answer(load(gpu_backend), SAMPLED)
+    assert kept and max(kept) > 1
+    with monkeypatch.context() as patched:
+        patched.setitem(dispatch._MODULES, "cpu", "octavo.kernels.cpu.backend")
+        dispatch.backend.cache_clear()
+        assert answer(load("cpu"), SAMPLED) == found
+    dispatch.backend.cache_clear()
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])

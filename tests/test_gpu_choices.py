@@ -13,7 +13,16 @@ import torch
 import triton.language as tl
 
 from benchmarks.gpu_choices import CHOICES
-from octavo.kernels.cuda import decode, dequantize, early_launch, prefill, quantize, tiling, w8a8
+from octavo.kernels.cuda import (
+    decode,
+    dequantize,
+    early_launch,
+    prefill,
+    quantize,
+    tiling,
+    top_p,
+    w8a8,
+)
 from octavo.kernels.cuda.call import AttentionCall
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.lens import Lens
@@ -74,14 +83,16 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
             cut.n_stages,
             prefill.block_sizes(tl.bfloat16, torch.bfloat16, HOPPER).keys,
             dequantize.pays(call),
+            top_p.usable(),
         )
     early_launch.early_launch.cache_clear()
     return launches
 
 
 def test_each_takes_back_one_choice_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = (True, 1024, 6, 128, True)
-    instead = (None, 0, 4, 64, False)
+    assert top_p.usable()  # which the interpreter tries
+    chosen = (True, 1024, 6, 128, True, True)
+    instead = (None, 0, 4, 64, False, False)
     assert on_hopper(monkeypatch) == chosen
     for i, choice in enumerate(CHOICES):
         with choice.instead():

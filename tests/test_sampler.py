@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from octavo import SamplingParams
+from octavo import SamplingParams, kernels
 from octavo.engine import sampler
 from octavo.errors import RequestError
+from octavo.kernels.cuda import top_p as cuda_top_p
+from octavo.kernels.cuda.launch import DEVICE
 
+Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def by_triton(weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """On a GPU, or in the interpreter."""
+    return cuda_top_p._keep(weights.to(DEVICE), top_p.to(DEVICE)).cpu()
+
+
+each_way = pytest.mark.parametrize("keep_top_p", [kernels.keep_top_p, by_triton])
 PROBABILITIES = torch.tensor([0.5, 0.25, 0.15, 0.06, 0.04])
 LOGITS = PROBABILITIES.log()
 
@@ -35,14 +47,17 @@ def test_top_k() -> None:
     assert kept(sampler.keep_top_k(PROBABILITIES[None].clone(), column(2).long())[0]) == [0, 1]
 
 
+@each_way
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [(0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.9, [0, 1, 2]), (0.01, [0])],
 )
-def test_top_p_is_the_smallest_set_that_reaches_it(top_p: float, expected: list[int]) -> None:
+def test_top_p_is_the_smallest_set_that_reaches_it(
+    top_p: float, expected: list[int], keep_top_p: Keep
+) -> None:
     # Shuffled, so that the order of the vocabulary does not help.
     order = torch.tensor([3, 0, 4, 2, 1])
-    rows = sampler.keep_top_p(PROBABILITIES[order][None], column(top_p))
+    rows = keep_top_p(PROBABILITIES[order][None], column(top_p))
     assert sorted(order[kept(rows[0])].tolist()) == expected
 
 
@@ -200,12 +215,15 @@ def test_parameters_out_of_range_are_refused_by_name(params: Any, problem: str) 
 each_size = pytest.mark.parametrize("n_tokens", [1, 5, 255, 256, 257, 1000, 6000])
 
 
+@each_way
 @each_size
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999, 1.0])
-def test_top_p_by_sorting_every_token(n_tokens: int, spread: float, top_p: float) -> None:
+def test_top_p_by_sorting_every_token(
+    n_tokens: int, spread: float, top_p: float, keep_top_p: Keep
+) -> None:
     weights = (torch.randn(3, n_tokens) * spread).exp()
-    kept = sampler.keep_top_p(weights.clone(), torch.tensor([[top_p], [1.0], [top_p]]))
+    kept = keep_top_p(weights.clone(), torch.tensor([[top_p], [1.0], [top_p]]))
     assert torch.equal(kept[1], weights[1])
     for row, original in zip(kept[::2], weights[::2], strict=True):
         chosen = row > 0
@@ -222,9 +240,30 @@ def test_top_p_by_sorting_every_token(n_tokens: int, spread: float, top_p: float
         assert n_kept == 1 or ordered[: n_kept - 1].sum() < top_p + 1e-4
 
 
-def test_top_p_keeps_whole_sets_of_equals_no_more_than_it_needs() -> None:
-    kept = sampler.keep_top_p(torch.ones(1, 5000), column(0.5))
-    assert abs(int(kept.count_nonzero()) - 2500) <= 1
+@each_way
+def test_top_p_keeps_whole_sets_of_equals_no_more_than_it_needs(keep_top_p: Keep) -> None:
+    weights = torch.ones(1, 5000)
+    weights[0, 4000:] = 0.5  # so that those that may go are 500 of the 4,000 greatest
+    kept = keep_top_p(weights, column(3500 / 4500))
+    assert abs(int(kept.count_nonzero()) - 3500) <= 1 and kept.max() == kept[kept > 0].min() == 1
+
+
+@each_way
+def test_top_p_leaves_a_row_with_nan_alone(keep_top_p: Keep) -> None:
+    weights = torch.rand(2, 300)
+    weights[0, 7] = math.nan
+    kept = keep_top_p(weights.clone(), torch.tensor([[0.5], [0.5]]))
+    assert kept[0].isnan().any()  # and nothing is drawn from it
+    assert 0.5 <= kept[1].sum() / weights[1].sum() < 0.51
+
+
+def test_top_p_of_a_whole_vocabulary_needs_no_sorting_on_a_gpu() -> None:
+    weights = (torch.randn(2, 131_072) * 3).softmax(-1)
+    top_p = torch.tensor([[0.9], [0.99]])
+    found, expected = by_triton(weights.clone(), top_p), kernels.keep_top_p(weights.clone(), top_p)
+    differ = (found > 0) != (expected > 0)
+    assert differ.sum() <= 4 and weights[differ].sum() < 1e-5
+    assert torch.equal(found[found > 0], weights[found > 0])
 
 
 @pytest.mark.parametrize("n_tokens", [40, 1000, 40_000])

@@ -16,10 +16,8 @@ from torch import Tensor
 from octavo import kernels
 from octavo.device import to_device
 from octavo.engine.sampling_params import SamplingParams
+from octavo.kernels.long_rows import BLOCK, blocks_of, largest, pick
 
-BLOCK = 256  # tokens whose maximum or sum is taken first,
-FEW = 32  # and of which the few likeliest are looked for
-CANDIDATES = (256, 4096)  # the likeliest, among which top_p is looked for before all are sorted
 _NEVER = float("-inf")
 
 
@@ -111,7 +109,7 @@ def _draw(weights: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[
         top_k = [min(each.top_k, n_tokens) for each in params]
         keep_top_k(weights, torch.tensor(top_k)[:, None])
     if any(each.top_p < 1 for each in params):
-        keep_top_p(weights, column("top_p"))
+        kernels.keep_top_p(weights, column("top_p"))
     drawn = to_device(torch.tensor(uniforms, dtype=torch.float64)[:, None], weights.device)
     return invert(weights, drawn)
 
@@ -121,9 +119,9 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     As `logits.max(-1)`; by blocks, since that goes through a row a number at a time.
     """
-    blocks = _blocks(logits, _NEVER)
+    blocks = blocks_of(logits, _NEVER)
     best = blocks.amax(-1).max(-1, keepdim=True)
-    within = _pick(blocks, best.indices).argmax(-1)
+    within = pick(blocks, best.indices).argmax(-1)
     return best.values[:, 0], best.indices[:, 0] * BLOCK + within
 
 
@@ -139,46 +137,16 @@ def invert(weights: Tensor, drawn: Tensor) -> Tensor:
     Returns:
         [R] int64.
     """
-    blocks = _blocks(weights, 0.0)
+    blocks = blocks_of(weights, 0.0)
     ends = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
     target = drawn * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp(max=ends.shape[1] - 1)  # NaN
-    within = _pick(blocks, block).cumsum(-1, dtype=torch.float64)
+    within = pick(blocks, block).cumsum(-1, dtype=torch.float64)
     left = target - F.pad(ends, (1, 0)).gather(1, block)
     # Summed up otherwise, a block may end before the target.
     last = torch.searchsorted(within, within[:, -1:].contiguous())
     token = torch.searchsorted(within, left, right=True).minimum(last)
     return (block * BLOCK + token)[:, 0]
-
-
-def _largest(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` greatest of each row in their order, and which they are, both [R, count].
-
-    Few are looked for in the blocks whose maxima are greatest: there are no others elsewhere.
-    """
-    n_tokens = weights.shape[1]
-    if count == n_tokens:
-        values, ids = weights.sort(-1, descending=True)
-    elif 4 * count * FEW > n_tokens:
-        values, ids = weights.topk(count)
-    else:
-        blocks = _blocks(weights, -1.0, FEW)
-        chosen = blocks.amax(-1).topk(count).indices
-        values, places = _pick(blocks, chosen).topk(count)
-        ids = chosen.gather(1, places // FEW) * FEW + places % FEW
-    return values, ids
-
-
-def _blocks(rows: Tensor, filler: float, size: int = BLOCK) -> Tensor:
-    """[R, vocab_size] as [R, n_blocks, size]."""
-    if missing := -rows.shape[1] % size:
-        rows = F.pad(rows, (0, missing), value=filler)
-    return rows.unflatten(1, (-1, size))
-
-
-def _pick(blocks: Tensor, index: Tensor) -> Tensor:
-    """Of each row the blocks with its indices, [R, n], one after another: [R, n · size]."""
-    return blocks.gather(1, index[..., None].expand(-1, -1, blocks.shape[2])).flatten(1)
 
 
 def add_bias(logits: Tensor, bias: dict[int, float]) -> Tensor:
@@ -209,29 +177,8 @@ def keep_top_k(weights: Tensor, k: Tensor) -> Tensor:
     """
     n_tokens = weights.shape[-1]
     count = torch.where(k < 1, n_tokens, k).clamp(max=n_tokens)
-    values, _ = _largest(weights, int(count.max()))
+    values, _ = largest(weights, int(count.max()))
     return _drop_below(weights, values.gather(-1, to_device(count - 1, weights.device)))
-
-
-def keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest set of likeliest tokens whose probability reaches `top_p` (Holtzman 2020).
-
-    [R, vocab_size], top_p [R, 1]; 1 keeps all.
-    """
-    total = weights.sum(-1, keepdim=True)
-    n_tokens = weights.shape[1]
-    # On a CPU sorting 131,072 numbers takes 15 ms. A GPU sorts quickly, and is not waited for.
-    few = CANDIDATES if weights.device.type == "cpu" else ()
-    for count in (*(n for n in few if n < n_tokens), n_tokens):
-        values, ids = _largest(weights, count)
-        probabilities = values / total
-        sums = probabilities.cumsum(-1)
-        if count < n_tokens and bool(((sums[:, -1:] >= top_p) | (top_p == 1)).all()):
-            break
-    # A token stays if those before it have not reached top_p yet; so the first always stays.
-    is_whole = top_p == 1
-    values = values.masked_fill((sums - probabilities >= top_p) & ~is_whole, 0.0)
-    return weights.mul_(is_whole.float()).scatter_(-1, ids, values)
 
 
 def keep_min_p(weights: Tensor, min_p: Tensor) -> Tensor:

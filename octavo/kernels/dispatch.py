@@ -159,3 +159,8 @@ def paged_attention(
 ) -> Tensor:
     """As `paged.attention_reference`, in bounded memory."""
     return _of(q).paged_attention(q, pages, page_table, query_lens, kv_lens, window)
+
+
+def keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
+    """As `top_p.keep_top_p`."""
+    return _of(weights).keep_top_p(weights, top_p)

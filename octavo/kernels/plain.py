@@ -18,6 +18,7 @@ from octavo.kernels.quantized import (
     silu_mul_quantize,
 )
 from octavo.kernels.reference import add_rms_norm, rms_norm, silu_mul
+from octavo.kernels.top_p import keep_top_p
 from octavo.kernels.widened import linear
 
 FEED_FORWARD_TOKENS = None  # all: a GPU is idle in products of few
@@ -54,6 +55,7 @@ __all__ = [
     "attention_bytes",
     "check_kernels",
     "empty",
+    "keep_top_p",
     "linear",
     "linear_w8a8",
     "linears_w8a8",

@@ -15,7 +15,7 @@ from octavo.kernels.cpu.rows import (
     silu_mul_quantize,
 )
 from octavo.kernels.cpu.w8a8 import FEED_FORWARD_TOKENS, linear_w8a8, linears_w8a8, pack_w8a8
-from octavo.kernels.plain import attention_bytes
+from octavo.kernels.plain import attention_bytes, keep_top_p
 
 __all__ = [
     "FEED_FORWARD_TOKENS",
@@ -25,6 +25,7 @@ __all__ = [
     "attention_bytes",
     "check_kernels",
     "empty",
+    "keep_top_p",
     "linear",
     "linear_w8a8",
     "linears_w8a8",

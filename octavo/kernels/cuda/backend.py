@@ -11,6 +11,7 @@ from octavo.kernels.cuda.quantize import (
     silu_mul,
     silu_mul_quantize,
 )
+from octavo.kernels.cuda.top_p import keep_top_p
 from octavo.kernels.cuda.w8a8 import linear_w8a8, linears_w8a8
 from octavo.kernels.plain import (
     FEED_FORWARD_TOKENS,
@@ -29,6 +30,7 @@ __all__ = [
     "attention_bytes",
     "check_kernels",
     "empty",
+    "keep_top_p",
     "linear",
     "linear_w8a8",
     "linears_w8a8",

@@ -316,9 +316,39 @@ def test_a_warm_engine_captures_nothing_while_it_answers(
 def test_a_warm_up_writes_to_the_spare_page_alone(demo: LLM, gpu: FakeGPU) -> None:
     made = with_decode(engine(demo, max_model_len=200, speculate=True), capture=True)
     made.pool.keys.zero_()
-    made.warm_up()
+    assert isinstance(made.decode, DecodeGraphs)
+    made.decode.warm_up()
     written = made.pool.keys.flatten(2).any(-1).any(0).nonzero().flatten().tolist()
     assert written == [made.pool.spare_page]
+
+
+@pytest.mark.parametrize(
+    ("max_model_len", "expected"),
+    [
+        (20, [20, 19, 10, 9, 5, 4, 2, 1]),
+        (200, [64, 63, 32, 31, 16, 15, 8, 7, 4, 3, 2, 1]),  # a pass of CHUNK tokens
+    ],
+)
+def test_a_warm_up_reads_prompts_of_all_kinds_of_lengths_and_keeps_nothing(
+    demo: LLM, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch, max_model_len: int,
+    expected: list[int],
+) -> None:  # fmt: skip
+    lengths: list[int] = []
+    hidden = demo.model.hidden
+
+    def watched(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        lengths.append(len(ids))
+        return hidden(ids, *rest)
+
+    monkeypatch.setattr(demo.model, "hidden", watched)
+    made = with_decode(engine(demo, max_model_len=max_model_len), capture=True)
+    made.warm_up()
+    assert lengths == expected
+    assert made.pool.n_held == 0 and not made.has_work
+    assert made.stats().prompt_tokens_total == made.stats().generated_tokens_total == 0
+    prompt = prompts(demo.tokenizer, 1)[0][:15]
+    answers = [tokens_of(run(each, [prompt], greedy(4))) for each in (made, engine(demo))]
+    assert answers[0] == answers[1]
 
 
 def test_an_engine_without_graphs_is_warm_already(demo: LLM, used: list[Bucket]) -> None:

@@ -162,7 +162,7 @@ def serve(
         )
         print(f"octavo: {llm.engine.plan.describe()}", flush=True)
         if isinstance(llm.engine.decode, DecodeGraphs):
-            print("octavo: capturing decode steps as CUDA graphs", flush=True)
+            print("octavo: trying prompts, and capturing decode steps as CUDA graphs", flush=True)
             llm.engine.warm_up()
         return llm
 

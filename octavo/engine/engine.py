@@ -24,6 +24,7 @@ from octavo.engine.scheduler import Scheduled, Scheduler
 from octavo.engine.sequence import Sequence
 from octavo.engine.stats import EngineStats
 from octavo.engine.step_limits import StepLimits
+from octavo.engine.warm_up import warm_up_prompts
 from octavo.errors import ConfigError, RequestError
 from octavo.model import Transformer
 from octavo.tokenizer import Tokenizer
@@ -206,13 +207,15 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """On a GPU, capture the graphs of all decode steps, which the first of each would wait for.
+        """On a GPU, compile, try and capture what the first prompts and steps would wait for.
 
         Only while nothing runs. Elsewhere, and without graphs, there is nothing to do.
         """
         assert not self.has_work
         if isinstance(self.decode, DecodeGraphs):
+            most = min(self.scheduler.max_num_batched_tokens, self.max_model_len)
             with current(self.model.device):
+                warm_up_prompts(self.model, self.pool, most)
                 self.decode.warm_up()
 
     @torch.inference_mode()

@@ -108,6 +108,11 @@ def missing(device: torch.device) -> list[str]:
     return lacking
 
 
+def last_prompt(context: int) -> int:
+    """Tokens of a context that are read, and not filled in."""
+    return min(LAST_PROMPT, context // 2)
+
+
 class Unfinished(SystemExit):
     """A part that failed, and what it had measured before."""
 
@@ -187,7 +192,7 @@ class Benchmark:
 
     def decode(self, batch: int) -> Result:
         """Steps of a batch, after a context that is filled in but for its end."""
-        last = min(LAST_PROMPT, self.options.context // 2)
+        last = last_prompt(self.options.context)
         return self._bench(
             batch=batch, context=self.options.context - last, prompt=last,
             decode=self.options.steps, rounds=1,

@@ -25,6 +25,7 @@ import torch
 from benchmarks import attention
 from benchmarks.common import make_parser
 from benchmarks.figures import write_figures
+from benchmarks.gpu import last_prompt
 from octavo import kernels
 from octavo.bench.random_model import random_model
 from octavo.bench.run import Run
@@ -49,7 +50,6 @@ from octavo.version import __version__
 
 LAUNCHING = (append, call, decode, dequantize, quantize, top_p, w8a8)
 ROWS = 64  # that are sampled at once
-LAST_PROMPT = 128  # tokens of the context before decoding that are read and not filled in
 Instead = Callable[[], AbstractContextManager[object]]
 
 
@@ -118,8 +118,9 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"benchmarks.gpu_choices needs a GPU that PyTorch can use: {error}")
     # Attention says on stdout how far it is.
+    options.device = device
     with torch.inference_mode(), current(device), redirect_stdout(sys.stderr):
-        rows = measure(options, device)
+        rows = measure(options)
     on_gpu = device.type == "cuda"
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -153,20 +154,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each choice."""
     config = quantised(find_shape(options.shape, options.layers), "w8a8", "bf16")
-    model = random_model(config, 0, device)
-    last = min(LAST_PROMPT, options.context // 2)
+    model = random_model(config, 0, options.device)
+    last = last_prompt(options.context)
     settings = BenchSettings(
         shape=options.shape, layers=options.layers, prompt=last, context=options.context - last,
-        decode=options.steps, device=str(device),
+        decode=options.steps, device=str(options.device),
     )  # fmt: skip
     ways: dict[str, Callable[[], float]] = {
         "step": partial(step_seconds, settings, model),
-        "bf16": partial(chunk_seconds, "bf16", options, device),
-        "int8": partial(chunk_seconds, "int8", options, device),
-        "top_p": partial(top_p_seconds, config.vocab_size, options, device),
+        "bf16": partial(chunk_seconds, "bf16", options),
+        "int8": partial(chunk_seconds, "int8", options),
+        "top_p": partial(top_p_seconds, config.vocab_size, options),
     }
     names = {
         "step": f"a decode step of {config.n_layers} layers after {options.context:,} tokens",
@@ -200,22 +201,22 @@ def step_seconds(settings: BenchSettings, model: Transformer) -> float:
     return statistics.median(run.generate().seconds)
 
 
-def chunk_seconds(kv: str, options: argparse.Namespace, device: torch.device) -> float:
+def chunk_seconds(kv: str, options: argparse.Namespace) -> float:
     """Attention of a chunk at the end of its keys, in full; the fastest."""
     own = argparse.Namespace(
         queries=[options.queries], keys=options.keys, window=options.keys, context=options.keys,
-        seconds=options.seconds, device=device,
+        seconds=options.seconds, device=options.device,
     )  # fmt: skip
     return float(next(attention.measure(kv, own))["seconds"])
 
 
-def top_p_seconds(vocab_size: int, options: argparse.Namespace, device: torch.device) -> float:
+def top_p_seconds(vocab_size: int, options: argparse.Namespace) -> float:
     """The choice of tokens that reach 0.9, for a batch; the fastest."""
     generator = torch.Generator().manual_seed(0)
-    weights = (3 * torch.randn(ROWS, vocab_size, generator=generator)).softmax(-1).to(device)
-    shares = torch.full((ROWS, 1), 0.9, device=device)
-    own = argparse.Namespace(seconds=options.seconds, device=device)
-    return attention.best_seconds(lambda: kernels.keep_top_p(weights.clone(), shares), own)
+    logits = 3 * torch.randn(ROWS, vocab_size, generator=generator)
+    weights = logits.softmax(-1).to(options.device)
+    shares = torch.full((ROWS, 1), 0.9, device=options.device)
+    return attention.best_seconds(lambda: kernels.keep_top_p(weights.clone(), shares), options)
 
 
 if __name__ == "__main__":

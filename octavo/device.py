@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,27 @@ def choose_device(name: str | torch.device) -> torch.device:
 def current(device: torch.device) -> AbstractContextManager[object]:
     """While it lasts, kernels that this thread starts go to this GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def capturing(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None, memory: Any = None
+) -> Iterator[None]:
+    """While it lasts, kernels that this thread starts are captured in a graph.
+
+    `torch.cuda.graph` alone would leave this thread on its stream where a capture fails. Other
+    threads may go on using the GPU.
+
+    Args:
+        graph: still empty.
+        stream: on which they are captured.
+        memory: the handle of a pool that the graph shares with others, if any.
+    """
+    with (
+        torch.cuda.stream(stream),
+        torch.cuda.graph(graph, memory, stream, capture_error_mode="thread_local"),
+    ):
+        yield
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,15 +20,15 @@ from octavo.kernels.cuda.tiling import Processors
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.lens import Lens
 from tests.paging import Batch, by_triton, poison_all_but, quantised
+from tests.test_cuda_linears import H100, L4
 
-HOPPER, ADA = Processors(132, 227 * 2**10), Processors(142, 99 * 2**10)
 MANY = 30
 Launches = list[tuple[torch.dtype, int, int]]
 
 
 @pytest.fixture(autouse=True)
 def _short_chunks_are_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    on(HOPPER, monkeypatch)
+    on(H100, monkeypatch)
     monkeypatch.setattr(dequantize, "MANY_QUERIES", MANY)
     dequantize.usable.cache_clear()
     yield
@@ -136,7 +136,7 @@ def test_it_pays_on_hopper_for_int8_and_as_far_as_memory_was_planned(
     monkeypatch.setattr(dequantize, "MOST_BYTES", dequantize.MOST_BYTES - 1)
     assert not dequantize.pays(call_of(batch))
     assert dequantize.pays(call_of(batch, window=5))  # which sees fewer blocks
-    on(ADA, monkeypatch)
+    on(L4, monkeypatch)
     assert not dequantize.pays(call_of(batch, window=5))
 
 
@@ -144,7 +144,7 @@ def test_the_planner_sets_its_memory_aside(monkeypatch: pytest.MonkeyPatch) -> N
     usual = plain.attention_bytes(torch.int8)
     assert attention.attention_bytes(torch.int8) == usual + dequantize.MOST_BYTES
     assert attention.attention_bytes(torch.bfloat16) == usual
-    on(ADA, monkeypatch)
+    on(L4, monkeypatch)
     assert attention.attention_bytes(torch.int8) == usual
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,20 +24,16 @@ from octavo.kernels.cuda import (
 from octavo.kernels.cuda.call import AttentionCall
 from octavo.kernels.kv_pages import KVPages
 from octavo.kernels.lens import Lens
+from tests import test_gpu_benchmark
+from tests.test_cuda_linears import H100
 
-HOPPER = tiling.Processors(132, 227 * 2**10)
 SMALL = (
     "--shape", "demo", "--layers", "2", "--context", "24", "--steps", "2", "--queries", "16",
     "--keys", "48", "--seconds", "0", "--rounds", "1",
 )  # fmt: skip
 
 
-def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.gpu_choices", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+benchmark = partial(test_gpu_benchmark.benchmark, module="benchmarks.gpu_choices")
 
 
 def test_every_choice_has_a_row(tmp_path: Path) -> None:
@@ -65,7 +59,7 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     early_launch.early_launch.cache_clear()
     with monkeypatch.context() as patched:
         for module in (w8a8, dequantize):
-            patched.setattr(module, "processors", lambda: HOPPER)
+            patched.setattr(module, "processors", lambda: H100)
         for module in (early_launch, prefill, decode):
             patched.setattr(module, "INTERPRETED", False)
         patched.setattr(early_launch, "_is_right", lambda: True)
@@ -76,12 +70,12 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
             q, q, KVPages(pages, pages), torch.zeros(1, 5, dtype=torch.int64), Lens([300]),
             Lens([300]), None,
         )  # fmt: skip
-        cut = tiling.tiling(1, 4096, 12288, HOPPER)
+        cut = tiling.tiling(1, 4096, 12288, H100)
         launches = (
             quantize._options(torch.ones(1, 64)).get("launch_pdl"),
             w8a8._constants(cut, 12288)["FETCHED"],
             cut.n_stages,
-            prefill.block_sizes(tl.bfloat16, torch.bfloat16, HOPPER).keys,
+            prefill.block_sizes(tl.bfloat16, torch.bfloat16, H100).keys,
             dequantize.pays(call),
             top_p.usable(),
         )

@@ -242,6 +242,12 @@ def test_top_p_by_sorting_every_token(
 
 @each_way
 def test_top_p_keeps_whole_sets_of_equals_no_more_than_it_needs(keep_top_p: Keep) -> None:
+    kept = keep_top_p(torch.ones(1, 5000), column(0.5))
+    assert abs(int(kept.count_nonzero()) - 2500) <= 1
+
+
+@each_way
+def test_top_p_keeps_of_equals_before_lesser_ones_no_more_than_it_needs(keep_top_p: Keep) -> None:
     weights = torch.ones(1, 5000)
     weights[0, 4000:] = 0.5  # so that those that may go are 500 of the 4,000 greatest
     kept = keep_top_p(weights, column(3500 / 4500))

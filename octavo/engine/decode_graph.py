@@ -30,6 +30,7 @@ from octavo.cache import (
     slot_mapping,
 )
 from octavo.cache.planner import FP32, activation_bytes
+from octavo.device import capturing
 from octavo.engine.speculation import SPECULATED_ROWS
 from octavo.engine.step_limits import StepLimits
 from octavo.errors import in_one_line
@@ -281,14 +282,7 @@ class DecodeGraphs:
             # Kernels are compiled, tried and tuned, none of which a capture can take.
             self._compute(bucket)
             expected = [each.clone() for each in results]
-            # `torch.cuda.graph` alone would leave this thread on its stream where a capture fails.
-            # Other threads may go on using the GPU.
-            with (
-                torch.cuda.stream(self._stream),
-                torch.cuda.graph(
-                    graph, self._memory, self._stream, capture_error_mode="thread_local"
-                ),
-            ):
+            with capturing(graph, self._stream, self._memory):
                 self._compute(bucket)
             for each in results:
                 each.fill_(torch.nan)  # so that a replay has to write it

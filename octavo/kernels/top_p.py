@@ -22,7 +22,8 @@ def keep_top_p(weights: Tensor, top_p: Tensor) -> Tensor:
     """
     total = weights.sum(-1, keepdim=True)
     n_tokens = weights.shape[1]
-    # On a CPU sorting 131,072 numbers takes 15 ms. A GPU sorts quickly, and is not waited for.
+    # On a CPU sorting 131,072 numbers takes 15 ms. Elsewhere the host would have to wait to know
+    # whether a few do.
     few = CANDIDATES if weights.device.type == "cpu" else ()
     for count in (*(n for n in few if n < n_tokens), n_tokens):
         values, ids = largest(weights, count)

@@ -98,7 +98,7 @@ def _launch(call: AttentionCall) -> None:
     few = [n for n in call.query_lens if n <= limit]
     if few:
         decode.launch(call, max(few), len(few))
-    if longest > limit and _pays_to_dequantize(call):
+    if _pays_to_dequantize(call):
         many = dequantize.MANY_QUERIES - 1
         prefill.launch(dequantize.dequantized(call), many, longest)
         longest = max((n for n in call.query_lens if n <= many), default=0)

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from octavo.errors import in_one_line
-from octavo.kernels.cuda.launch import DEVICE, INTERPRETED
+from octavo.device import capturing
+from octavo.kernels.cuda.launch import DEVICE, INTERPRETED, why_not
 
 logger = logging.getLogger("octavo")
 
@@ -63,11 +63,7 @@ def early_launch() -> dict[str, bool]:
     """
     if INTERPRETED or not tl.target_info.cuda_capability_geq(9):
         return {}
-    try:
-        reason = "" if _is_right() else "a chain of them computes wrong"
-    except Exception as error:  # a compiler's and a driver's errors share no class
-        reason = in_one_line(error)
-    if reason:
+    if reason := why_not(_is_right):
         logger.warning("octavo: kernels start after one another here, not early (%s)", reason)
         return {}
     return {"launch_pdl": True}
@@ -85,10 +81,7 @@ def _is_right() -> bool:
 
     chain()  # compiles, which a capture cannot take
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with (
-        torch.cuda.stream(stream),
-        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
-    ):
+    with capturing(graph, stream):
         chain()
     graph.replay()
     return bool((first == 4 * _TRIED_PAIRS).all())

@@ -33,12 +33,16 @@ def computes_right(
         what: the operation, for the line that is printed.
         instead: what happens without it, for the same.
     """
+    reason = why_not(is_right)
+    if reason:
+        logger.warning("octavo: %s by Triton is not used here (%s); %s", what, reason, instead)
+    return not reason
+
+
+def why_not(is_right: Callable[[], bool]) -> str:
+    """Why a self-check fails, arguments as in `computes_right`; empty if it passes."""
     try:
         with torch.inference_mode():
-            if is_right():
-                return True
-        reason = "it computes wrong"
+            return "" if is_right() else "it computes wrong"
     except Exception as error:  # a compiler's and a driver's errors share no class
-        reason = in_one_line(error)
-    logger.warning("octavo: %s by Triton is not used here (%s); %s", what, reason, instead)
-    return False
+        return in_one_line(error)

@@ -78,14 +78,13 @@ def _keep_kernel(
     share = tl.load(top_p + tl.program_id(0))
     if share < 1:
         wanted = share * _sum_above(weights, -1, n_tokens, BLOCK)
-        least = tl.program_id(0) * 0
+        least = 0
         for step in range(16):
             shift = _TOP_BIT - 2 * step
-            below = (1 << shift) - 1
             # The most that the weights to be left out may be: with these two bits 0, 1, 2.
-            first = least | below
+            first = least | ((1 << shift) - 1)
             second = first | (1 << shift)
-            third = tl.where(step == 0, _ALL_BITS, least | below | (2 << shift))
+            third = tl.where(step == 0, _ALL_BITS, first | (2 << shift))
             a = tl.zeros((BLOCK,), tl.float32)
             b = tl.zeros((BLOCK,), tl.float32)
             c = tl.zeros((BLOCK,), tl.float32)
@@ -103,12 +102,12 @@ def _keep_kernel(
         for start in range(0, n_tokens, BLOCK):
             some = _load(weights, start, n_tokens, BLOCK)
             bits = some.to(tl.int32, bitcast=True)
-            is_equal = (bits == least).to(tl.int32)
-            before = n_equal + tl.cumsum(is_equal, 0) - is_equal
-            stays = (bits > least) | ((bits == least) & (above + before * some < wanted))
+            is_equal = bits == least
+            rank = n_equal + tl.cumsum(is_equal.to(tl.int32), 0) - 1
+            stays = (bits > least) | (is_equal & (above + rank * some < wanted))
             place = start + tl.arange(0, BLOCK)
             tl.store(weights + place, tl.where(stays, some, 0.0), place < n_tokens)
-            n_equal += tl.sum(is_equal, 0)
+            n_equal += tl.sum(is_equal.to(tl.int32), 0)
 
 
 def _is_right() -> bool:

@@ -204,24 +204,6 @@ def _place(
 
 
 @triton.jit
-def _fetch_weight(
-    weight: tl.tensor,
-    outputs: tl.tensor,
-    first: tl.tensor,
-    n_outputs: tl.tensor,
-    n_inputs: tl.tensor,
-    BLOCK_K: tl.constexpr,
-    FETCHED: tl.constexpr,
-) -> None:
-    """Ask for what `_sums` will begin with: so many bytes of each row, from block `first` on."""
-    if FETCHED:
-        outputs = tl.where(outputs < n_outputs, outputs, 0).to(tl.int64)
-        inputs = first * BLOCK_K + _LINE * tl.arange(0, FETCHED // _LINE)
-        inputs = tl.minimum(inputs, n_inputs - 1)
-        fetch(weight + outputs[:, None] * n_inputs + inputs[None, :])
-
-
-@triton.jit
 def _sums(
     q: tl.tensor,
     weight: tl.tensor,
@@ -236,14 +218,20 @@ def _sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WHOLE: tl.constexpr,
+    FETCHED: tl.constexpr,
 ) -> tl.tensor:
-    """[BLOCK_M, BLOCK_N] int32 over the blocks first…last-1 of inputs.
+    """[BLOCK_M, BLOCK_N] int32 over the blocks first…last-1 of inputs, which are waited for.
 
-    Instead of tokens and outputs that are not there, the first ones are read again.
+    Before they are there, FETCHED bytes of each row of the weight are asked for. Instead of tokens
+    and outputs that are not there, the first ones are read again.
     """
     inputs = tl.arange(0, BLOCK_K)
     tokens = tl.where(tokens < n_tokens, tokens, 0).to(tl.int64)
     outputs = tl.where(outputs < n_outputs, outputs, 0).to(tl.int64)
+    if FETCHED:
+        ahead = first * BLOCK_K + _LINE * tl.arange(0, FETCHED // _LINE)
+        fetch(weight + outputs[:, None] * n_inputs + tl.minimum(ahead, n_inputs - 1)[None, :])
+    wait_for_previous()
     q += tokens[:, None] * n_inputs + inputs[None, :]
     weight += outputs[None, :] * n_inputs + inputs[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
@@ -307,11 +295,9 @@ def _whole_kernel(
 ) -> None:
     """A tile of the result."""
     tokens, outputs = _place(n_tokens, n_outputs, BLOCK_M, BLOCK_N, NEIGHBOURS)
-    _fetch_weight(weight, outputs, 0, n_outputs, n_inputs, BLOCK_K, FETCHED)
-    wait_for_previous()
     total = _sums(
         q, weight, tokens, outputs, 0, tl.cdiv(n_inputs, BLOCK_K), n_tokens, n_outputs, n_inputs,
-        BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
+        BLOCK_M, BLOCK_N, BLOCK_K, WHOLE, FETCHED,
     )  # fmt: skip
     _store_scaled(total, scale, weight_scale, bias, out, tokens, outputs, n_tokens, n_outputs)
 
@@ -338,11 +324,9 @@ def _several_kernel(
     for i in tl.static_range(len(weights)):
         if (tile >= 0) & (tile * BLOCK_N < n_outputs[i]):
             outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            _fetch_weight(weights[i], outputs, 0, n_outputs[i], n_inputs, BLOCK_K, FETCHED)
-            wait_for_previous()
             total = _sums(
                 q, weights[i], tokens, outputs, 0, n_steps, n_tokens, n_outputs[i], n_inputs,
-                BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
+                BLOCK_M, BLOCK_N, BLOCK_K, WHOLE, FETCHED,
             )  # fmt: skip
             _store_scaled(
                 total, scale, weight_scales[i], None, outs[i], tokens, outputs, n_tokens,
@@ -371,11 +355,9 @@ def _part_kernel(
     part, n_steps = tl.program_id(1), tl.cdiv(n_inputs, BLOCK_K)
     size = tl.cdiv(n_steps, tl.num_programs(1))
     first = part * size
-    _fetch_weight(weight, outputs, first, n_outputs, n_inputs, BLOCK_K, FETCHED)
-    wait_for_previous()
     total = _sums(
         q, weight, tokens, outputs, first, tl.minimum(first + size, n_steps), n_tokens, n_outputs,
-        n_inputs, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE,
+        n_inputs, BLOCK_M, BLOCK_N, BLOCK_K, WHOLE, FETCHED,
     )  # fmt: skip
     at = sums + (part.to(tl.int64) * n_tokens + tokens[:, None]) * n_outputs + outputs[None, :]
     tl.store(at, total, (tokens < n_tokens)[:, None] & (outputs < n_outputs)[None, :])
